@@ -1,0 +1,23 @@
+"""The console command `clip-jax`; each subcommand is one small file of this room."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train or continue a run: clip-jax train configs/digits.py [--steps 100 ...]",
+    "eval": "evaluate a run or checkpoint: clip-jax eval runs/digits",
+    "tokenizer": "train a SentencePiece model on a config's captions",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a subcommand; exits with its status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] not in COMMANDS:
+        known = "\n".join(f"  clip-jax {name:10s} {what}" for name, what in COMMANDS.items())
+        helped = bool(argv) and argv[0] in ("-h", "--help")
+        said = "" if helped or not argv else f"no command {argv[0]!r}\n"
+        print(f"{said}usage:\n{known}", file=sys.stdout if helped else sys.stderr)
+        raise SystemExit(0 if helped else 2)
+    command = importlib.import_module(f"clip_jax.cli.{argv[0]}")
+    raise SystemExit(command.main(argv[1:]))

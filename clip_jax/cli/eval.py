@@ -1,0 +1,94 @@
+"""`eval.py` and `clip-jax eval`."""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+from clip_jax.cli.process import command
+
+
+@command
+def main(argv: list[str]) -> None:
+    """Evaluate a run or checkpoint: prints a table, writes eval.json and pictures."""
+    options = parser().parse_args(argv)
+    from rich.console import Console
+
+    from clip_jax.api import load
+    from clip_jax.checkpoint.start import checkpoint_folder, saved_config
+    from clip_jax.config import from_data
+    from clip_jax.data import DatasetConfig
+    from clip_jax.eval.report import draw_evals, table
+    from clip_jax.eval.suite import EvalConfig, run_evals, write_figures
+
+    console = Console(file=sys.stdout)
+    checkpoint = checkpoint_folder(options.model)
+    config = saved_config(checkpoint)
+    dataset = from_data(DatasetConfig, config["data"], "data")
+    if options.root is not None:
+        dataset = _moved(dataset, options.root)
+    evals = from_data(dict[str, EvalConfig], config["evals"], "evals")
+    clip = load(str(checkpoint), batch=options.batch)
+    with _progress(console) as progress:
+        embedder = dataclasses.replace(clip.embedder, progress=progress, warn=console.print)
+        figures = run_evals(evals, dataset, embedder, options.evals)
+    out = options.out or _out(pathlib.Path(options.model), checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    write_figures(out / "eval.json", figures)
+    console.print(table(figures))
+    chosen = {name: evals[name] for name in options.evals or evals}
+    drawn = draw_evals(chosen, dataset, clip.embedder, out / "plots")
+    for path in [out / "eval.json", *drawn]:
+        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="eval.py", description=main.__doc__)
+    made.add_argument("model", help="a run folder (its newest checkpoint), or one checkpoints/STEP")
+    made.add_argument("--evals", nargs="+", metavar="NAME", help="only these of the run's")
+    made.add_argument("--data.root", dest="root", metavar="PATH", help="where the data is now")
+    made.add_argument("--batch", type=int, default=64, help="images, or texts, per call (64)")
+    made.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="for eval.json and plots/ (the run folder; RUN/eval/STEP for a checkpoint)",
+    )
+    return made
+
+
+def _moved(dataset: Any, root: str) -> Any:
+    if not any(field.name == "root" for field in dataclasses.fields(dataset)):
+        raise ValueError(f"--data.root: {type(dataset).__name__} reads no folder")
+    return dataclasses.replace(dataset, root=root)
+
+
+def _out(given: pathlib.Path, checkpoint: Any) -> pathlib.Path:
+    if (given / "checkpoints").exists():
+        return given
+    return given.parent.parent / "eval" / checkpoint.name
+
+
+class _progress:
+    """A bar while images and texts are embedded."""
+
+    def __init__(self, console: Any):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = TextColumn("embedding {task.description}"), BarColumn(), MofNCompleteColumn()
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self):
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, what: str, done: int, total: int | None) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what)
+        self._bar.update(self._tasks[what], completed=done, total=total)

@@ -1,0 +1,51 @@
+"""`train.py` and `clip-jax train`."""
+
+import sys
+
+from clip_jax.cli.process import command
+
+USAGE = """usage: train.py CONFIG [--any.field value ...]
+
+Trains the experiment of a config file and evaluates it; the same command again goes on
+from the last checkpoint. `train.py CONFIG --help` lists every field; the common ones:
+  --run FOLDER                where everything is written
+  --steps N                   updates in all
+  --batch N                   pairs per update
+  --seed N                    of all random numbers
+  --data.root PATH            where the data is
+  --checkpoint.every-steps N  how often to save"""
+
+
+@command
+def main(argv: list[str]) -> None:
+    """Train as the config file and the overrides say."""
+    if not argv or argv[0].startswith("-"):
+        print(USAGE)
+        raise SystemExit(0 if argv[:1] in (["-h"], ["--help"]) else 2)
+    from rich.console import Console
+
+    from clip_jax.config import load_config, override
+
+    path, *overrides = argv
+    config = override(load_config(path), overrides, prog=f"train.py {path}")
+    from clip_jax.train.experiment import train
+
+    console = Console(file=sys.stdout)
+    train(config, console)
+    _show(config.run, console)
+
+
+def _show(run: str, console) -> None:
+    """Plots and figures of a finished run."""
+    import json
+    import pathlib
+
+    from clip_jax.eval.report import table
+    from clip_jax.train.plots import plot_run
+
+    folder = pathlib.Path(run)
+    pictures = plot_run(folder / "metrics.jsonl", folder / "plots")
+    if (folder / "eval.json").exists():
+        console.print(table(json.loads((folder / "eval.json").read_text())))
+    for picture in pictures:
+        console.print(f"picture: {picture}", highlight=False, soft_wrap=True)

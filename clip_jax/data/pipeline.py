@@ -1,0 +1,232 @@
+"""The training pipeline: shuffled visits to a source, decoded in threads, tokenized, batched."""
+
+import dataclasses
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clip_jax.data.sample import BadSampleError, Sample, Source
+from clip_jax.data.visits import Visits
+from clip_jax.preprocess.augment import Augment
+from clip_jax.preprocess.recipe import Recipe
+from clip_jax.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    import grain
+
+_WINDOW = 1000
+"""Among so many visits in a row, half may be bad."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """How fast data is made ready. No field changes a batch."""
+
+    threads: int = 4
+    """Readers and decoders a process; 0 reads in the thread that asks. One or two are enough where
+    pictures are tiny: Python then is what they wait for."""
+    prefetch: int = 2
+    """Batches that are made ready ahead."""
+    workers: int = 0
+    """Processes, each with its own threads, for machines with many cores; 0 stays in this one.
+    A program that starts workers must guard its entry by `if __name__ == "__main__":`."""
+
+    def __post_init__(self):
+        faults = [
+            f"{field.name} must be 0 or more, got {value}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) < 0
+        ]
+        if faults:
+            raise ValueError("Pipeline: " + "; ".join(faults))
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch: int,
+    seed: int,
+    recipe: Recipe,
+    augment: Augment,
+    tokenizer: Tokenizer,
+    pipeline: Pipeline,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "TrainBatches":
+    """An endless iterator over this host's part of every global batch.
+
+    Each epoch visits every sample once, in an order of its own; batches run across the border of
+    two epochs. Host h of H takes rows h*b to (h+1)*b of each global batch, b = batch / H, so the
+    global order does not depend on H (where no sample is bad). Caption and augmentation of a visit
+    depend on seed, epoch and the sample's key, never on the order, the threads or the workers.
+
+    A sample that is bad (`BadSampleError`), cannot be decoded or has no caption is skipped; its
+    place is taken by the next one.
+
+    Args:
+      batch: of all hosts together.
+      recipe: only its size is used: normalising happens on the device.
+
+    Raises:
+      ValueError: no samples, or a batch that the hosts cannot share equally.
+    """
+    if batch < 1 or batch % process_count:
+        raise ValueError(f"a batch of {batch} cannot be shared by {process_count} hosts")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"there is no host {process_index} among {process_count}")
+    if len(source) == 0:
+        raise ValueError("the training data has no samples")
+    visits = Visits(
+        source=source,
+        batch=batch,
+        seed=seed,
+        size=recipe.size,
+        augment=augment,
+        tokenizer=tokenizer,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return TrainBatches(visits, pipeline)
+
+
+class TrainBatches(Iterator[dict[str, Any]]):
+    """Batches on the host; see `train_batches`.
+
+    A batch holds `images` (uint8, b size size 3), `tokens` (int32, b L), `skipped` (a message for
+    each bad sample met while it was filled) and `cut` (number of captions that were too long).
+    """
+
+    def __init__(self, visits: Visits, pipeline: Pipeline):
+        self._visits = visits
+        self._pipeline = pipeline
+        self._next = 0
+        """Visits of this host that are in batches given out, or were skipped on the way."""
+        self._chunks: grain.DatasetIterator[dict[str, Any]] | None = None
+        self._chunk: dict[str, Any] | None = None
+        self._recent: deque[str | None] = deque(maxlen=_WINDOW)
+        """What was wrong with each of the last visits, or None."""
+        self._closed = False
+
+    def __next__(self) -> dict[str, Any]:
+        if self._closed:
+            raise ValueError("these batches were closed")
+        images, tokens, cut, skipped = [], [], 0, []
+        missing = self._visits.rows
+        while missing:
+            chunk = self._current_chunk()
+            end = chunk["first"] + chunk["count"]
+            good = np.flatnonzero(chunk["visits"] >= self._next)[:missing]
+            missing -= len(good)
+            after = end if missing else int(chunk["visits"][good[-1]]) + 1
+            images.append(chunk["images"][good])
+            tokens.append(chunk["tokens"][good])
+            cut += int(chunk["cut"][good].sum())
+            faults = [m for visit, m in chunk["faults"] if self._next <= visit < after]
+            self._watch(len(good), faults)
+            skipped += faults
+            self._next = after
+        return {
+            "images": np.concatenate(images),
+            "tokens": np.concatenate(tokens),
+            "skipped": skipped,
+            "cut": cut,
+        }
+
+    def get_state(self) -> dict[str, int]:
+        """The position, JSON-able: the batches from here on follow from it and the seed."""
+        return {
+            "visits": self._next,
+            "hosts": self._visits.process_count,
+            "samples": len(self._visits.source),
+        }
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Go to a position; at most a few samples are read twice.
+
+        A position saved with another number of hosts is the same place in the global order.
+
+        Raises:
+          ValueError: the source had another number of samples, so its order was another.
+        """
+        here = self.get_state()
+        if set(state) != set(here):
+            raise ValueError(f"a data position has {sorted(here)}, not {sorted(state)}")
+        if state["samples"] != here["samples"]:
+            raise ValueError(
+                f"the position was saved among {state['samples']} samples, but the training data "
+                f"now has {here['samples']}: its order is another, so the run cannot go on exactly"
+            )
+        self._stop()
+        self._next = state["visits"] * state["hosts"] // here["hosts"]
+
+    def close(self) -> None:
+        """End threads and workers; no batch can be asked for after that."""
+        self._stop()
+        self._closed = True
+
+    def _current_chunk(self) -> dict[str, Any]:
+        """The chunk that holds visit `_next`; starts the readers if they do not run."""
+        while self._chunk is None or self._chunk["first"] + self._chunk["count"] <= self._next:
+            if self._chunks is None:
+                self._chunks = self._start(self._next // self._visits.chunk)
+            self._chunk = next(self._chunks)
+        return self._chunk
+
+    def _start(self, chunk: int) -> "grain.DatasetIterator[dict[str, Any]]":
+        import grain
+        from absl import flags
+
+        threads, workers = self._pipeline.threads, self._pipeline.workers
+        ahead = -(-self._pipeline.prefetch * self._visits.rows // self._visits.chunk)
+        ahead = max(-(-ahead // max(workers, 1)), threads)
+        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
+        chunks = grain.MapDataset.range(chunk, sys.maxsize).map(self._visits).to_iter_dataset(read)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # grain asks absl for settings that nobody gives here.
+                flags.FLAGS.mark_as_parsed()
+            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(chunks)
+
+    def _stop(self) -> None:
+        if self._chunks is not None:
+            self._chunks.close()
+        self._chunks = self._chunk = None
+
+    def _watch(self, good: int, faults: list[str]) -> None:
+        """Stop where skipping no longer helps.
+
+        Raises:
+          ValueError: a whole epoch of visits was bad, or over half of the last 1,000.
+        """
+        self._recent.extend([None] * good)
+        self._recent.extend(faults)
+        if not faults:
+            return
+        bad = [message for message in self._recent if message is not None]
+        seen, epoch = len(self._recent), len(self._visits.source)
+        if (len(bad) == seen and seen >= epoch) or (2 * len(bad) > seen and seen == _WINDOW):
+            raise ValueError(
+                f"{len(bad)} of the last {seen} training samples are bad; the first of them: "
+                + "; ".join(dict.fromkeys(bad[:3]))
+            )
+
+
+def iterate(source: Source, *, threads: int = 4) -> Iterator[Sample | BadSampleError]:
+    """All samples in their order, read ahead in threads; in place of a bad one, its error."""
+    import grain
+
+    def read(index: int) -> Sample | BadSampleError:
+        try:
+            return source[index]
+        except BadSampleError as fault:
+            return fault
+
+    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 * threads)
+    samples = iter(grain.MapDataset.range(len(source)).map(read).to_iter_dataset(read_options))
+    try:
+        yield from samples
+    finally:
+        samples.close()

@@ -1,0 +1,96 @@
+"""What training sees when: which sample at which place of an epoch, by which caption and view."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from clip_jax.data.sample import BadSampleError, Source
+from clip_jax.preprocess.augment import Augment
+from clip_jax.tokenizers import Tokenizer
+
+_CHUNK = 32
+"""Visits that one thread makes in one go: few enough for all threads to share a batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Visits:
+    """Chunks of this host's visits, numbered from 0: a pure function of the number."""
+
+    source: Source
+    batch: int
+    seed: int
+    size: int
+    augment: Augment
+    tokenizer: Tokenizer
+    process_index: int
+    process_count: int
+
+    @property
+    def rows(self) -> int:
+        """Of this host, in each global batch."""
+        return self.batch // self.process_count
+
+    @property
+    def chunk(self) -> int:
+        return min(_CHUNK, self.rows)
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        """Make the visits of one chunk; `faults` has those that failed, the arrays the others."""
+        first = number * self.chunk
+        visits, images, texts, faults = [], [], [], []
+        for visit in range(first, first + self.chunk):
+            try:
+                image, text = self._visit(visit)
+            except BadSampleError as fault:
+                faults.append((visit, str(fault)))
+            else:
+                visits.append(visit)
+                images.append(image)
+                texts.append(text)
+        tokens, cut = self.tokenizer.tokenize(texts)
+        shape = (len(images), self.size, self.size, 3)
+        return {
+            "first": first,
+            "count": self.chunk,
+            "visits": np.array(visits, np.int64),
+            "images": np.array(images, np.uint8).reshape(shape),
+            "tokens": tokens,
+            "cut": cut,
+            "faults": faults,
+        }
+
+    def _visit(self, visit: int) -> tuple[UInt8[np.ndarray, "size size 3"], str]:
+        """One training pair.
+
+        Raises:
+          BadSampleError: the source says so; the picture cannot be decoded; there is no caption.
+        """
+        block, row = divmod(visit, self.rows)
+        position = block * self.batch + self.process_index * self.rows + row
+        epoch, place = divmod(position, len(self.source))
+        sample = self.source[_shuffled(self.seed, epoch, place, len(self.source))]
+        texts = [text for text in sample.texts if text.strip()]
+        try:
+            if not texts:
+                raise ValueError("it has no caption")
+            rng = np.random.default_rng(_hash("visit", self.seed, epoch, sample.key))
+            text = texts[rng.integers(len(texts))]
+            return self.augment(sample.image, self.size, rng), text
+        except ValueError as fault:
+            raise BadSampleError(f"sample {sample.key!r}: {fault}") from fault
+
+
+def _shuffled(seed: int, epoch: int, place: int, samples: int) -> int:
+    """Index of the sample at a place of an epoch's order; a permutation of 0 ... samples - 1."""
+    from grain.experimental import index_shuffle
+
+    order = _hash("order", seed, epoch) % 2**32
+    return index_shuffle(place, max_index=samples - 1, seed=order, rounds=4)
+
+
+def _hash(*parts: Any) -> int:
+    """64 bits that depend on the parts alone, in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())

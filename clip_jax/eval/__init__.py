@@ -1,0 +1,1 @@
+"""Figures of merit from embeddings; knows neither the trainer nor the models."""

@@ -1,0 +1,211 @@
+"""Pictures and texts in, unit embeddings out: all that an evaluator knows of a model."""
+
+import dataclasses
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from clip_jax.data.sample import BadSampleError, Dataset, Sample, Source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """The usable samples of one split: embedded pictures and their words, without the pixels."""
+
+    images: Float[np.ndarray, "n D"]
+    """Unit norm; row i belongs to entry i of the fields below."""
+    indices: tuple[int, ...]
+    """Positions in the source."""
+    keys: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    labels: tuple[int | None, ...]
+    skipped: tuple[str, ...]
+    """One message for each sample left out."""
+
+
+def nothing_wrong(sample: Sample) -> None:
+    """The check that lets every sample pass."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embedder:
+    """Two towers behind plain callables; every batch they see has exactly `batch` rows."""
+
+    image_fn: Callable[[np.ndarray], Any]
+    """uint8 (b, S, S, 3) -> (b, D), compiled once; each row depends on its own picture only."""
+    text_fn: Callable[[np.ndarray], Any]
+    """int32 (b, L) -> (b, D)."""
+    tokenizer: Callable[[list[str]], np.ndarray]
+    """Texts -> int32 (number of texts, L)."""
+    prepare: Callable[[Any], np.ndarray]
+    """One picture, encoded or decoded -> uint8 (S, S, 3); it is called from several threads."""
+    batch: int
+    threads: int = 8
+    """Pictures that are read and prepared at the same time."""
+    progress: Callable[[str, int, int | None], None] | None = None
+    """Called after each batch with "images" or "texts", how many are done, and of how many."""
+    warn: Callable[[str], None] = warnings.warn
+    """Told what was left out of a figure, and why."""
+
+    def __post_init__(self):
+        faults = [f"{n} {v}" for n in ("batch", "threads") if (v := getattr(self, n)) < 1]
+        if faults:
+            raise ValueError(f"an embedder needs at least 1: {', '.join(faults)}")
+
+    def images(self, items: Iterable[Any]) -> Float[np.ndarray, "n D"]:
+        """Unit-norm float32 embeddings of pictures, in their order.
+
+        Items are what `prepare` takes; an iterator is read only a few batches ahead.
+
+        Raises:
+          ValueError: an embedding is NaN, infinite or zero, with the row; what `prepare` raises.
+        """
+        total = len(items) if isinstance(items, Sized) else None
+        return self._embed_images(self._ahead(self.prepare, items), total)
+
+    def texts(self, texts: list[str]) -> Float[np.ndarray, "n D"]:
+        """Unit-norm float32 embeddings of texts, in their order; equal texts are embedded once.
+
+        Raises:
+          ValueError: an embedding is NaN, infinite or zero; what the tokenizer raises.
+        """
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        blocks = (self.tokenizer(block) for block in _blocks(distinct, self.batch))
+        if not distinct:
+            return self._call(self.text_fn, self.tokenizer(["a"]))[:0]
+        rows = self._run(self.text_fn, blocks, "texts", len(distinct))
+        return rows[[distinct[text] for text in texts]]
+
+    def source(
+        self, source: Source, check: Callable[[Sample], str | None] = nothing_wrong
+    ) -> Embedded:
+        """Embed the pictures of a source; samples that cannot be used are left out.
+
+        Args:
+          source: read in order, from `threads` threads.
+          check: says why a sample is of no use here, or None.
+        """
+        kept: list[tuple[int, Sample]] = []
+        skipped: list[str] = []
+
+        def load(index: int) -> tuple[int, Sample, np.ndarray] | str:
+            try:
+                sample = source[index]
+            except BadSampleError as fault:
+                return str(fault)
+            if wrong := check(sample):
+                return f"sample {sample.key!r}: {wrong}"
+            try:
+                pixels = self.prepare(sample.image)
+            except (BadSampleError, ValueError, OSError) as fault:
+                return f"sample {sample.key!r}: {fault}"
+            # Encoded pictures of a whole split need not stay in memory: only words are kept.
+            return index, dataclasses.replace(sample, image=b""), pixels
+
+        def usable() -> Iterator[np.ndarray]:
+            for loaded in self._ahead(load, range(len(source))):
+                if isinstance(loaded, str):
+                    skipped.append(loaded)
+                else:
+                    kept.append(loaded[:2])
+                    yield loaded[2]
+
+        images = self._embed_images(usable(), len(source))
+        return Embedded(
+            images=images,
+            indices=tuple(index for index, _ in kept),
+            keys=tuple(sample.key for _, sample in kept),
+            texts=tuple(sample.texts for _, sample in kept),
+            labels=tuple(sample.label for _, sample in kept),
+            skipped=tuple(skipped),
+        )
+
+    def split(
+        self, dataset: Dataset, split: str, check: Callable[[Sample], str | None] = nothing_wrong
+    ) -> Embedded:
+        """`source` of one split, telling `warn` what was left out.
+
+        Raises:
+          ValueError: no sample is left; what opening the split raises.
+        """
+        found = self.source(dataset.open(split), check)
+        if not found.keys:
+            why = f"; {_brief(found.skipped)}" if found.skipped else ""
+            raise ValueError(f"split {split!r} holds no usable sample{why}")
+        if found.skipped:
+            self.warn(f"split {split!r}: {_brief(found.skipped)}")
+        return found
+
+    def _ahead(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """`map`, in order, from several threads, a bounded number of items ahead."""
+        waiting = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(function, item))
+                    if len(waiting) > self.batch + self.threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _embed_images(self, rows: Iterator[np.ndarray], total: int | None) -> np.ndarray:
+        first = next(rows, None)
+        if first is None:  # The width D is known only from an answer.
+            black = self.prepare(np.zeros((64, 64, 3), np.uint8))
+            return self._call(self.image_fn, black[None])[:0]
+        blocks = map(np.stack, _blocks(itertools.chain([first], rows), self.batch))
+        return self._run(self.image_fn, blocks, "images", total)
+
+    def _run(
+        self, function: Callable, blocks: Iterator[np.ndarray], what: str, total: int | None
+    ) -> np.ndarray:
+        parts, done = [], 0
+        for block in blocks:
+            parts.append(self._call(function, block))
+            done += len(block)
+            if self.progress is not None:
+                self.progress(what, done, total)
+        return unit(np.concatenate(parts), what)
+
+    def _call(self, function: Callable, block: np.ndarray) -> np.ndarray:
+        fill = [(0, self.batch - len(block))] + [(0, 0)] * (block.ndim - 1)
+        # Filled with copies of the last row, not zeros: valid input makes no NaN.
+        answer = np.asarray(function(np.pad(block, fill, mode="edge")))
+        return answer.astype(np.float32)[: len(block)]
+
+
+def unit(rows: Float[np.ndarray, "n D"], what: str) -> Float[np.ndarray, "n D"]:
+    """Rows scaled to length 1, in float32.
+
+    Raises:
+      ValueError: rows that are NaN, infinite or zero; `what` says of what they are.
+    """
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
+    if bad.size:
+        raise ValueError(
+            f"{bad.size} of {len(rows)} embeddings of {what} are NaN, infinite or zero; "
+            f"the first is row {bad[0]}"
+        )
+    return (rows / norms).astype(np.float32)
+
+
+def _blocks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    items = iter(items)
+    while block := list(itertools.islice(items, size)):
+        yield block
+
+
+def _brief(messages: tuple[str, ...], shown: int = 5) -> str:
+    more = f"; and {len(messages) - shown} more" if len(messages) > shown else ""
+    return f"{len(messages)} left out: " + "; ".join(messages[:shown]) + more

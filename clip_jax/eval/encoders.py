@@ -1,0 +1,51 @@
+"""The two towers of a model as jitted functions of parameters and host batches."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax.eval.embed import Embedder
+from clip_jax.preprocess.recipe import Recipe, normalize
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """Compiled once per batch size, whatever the parameters are."""
+
+    model: Any
+    """A Flax module with methods `encode_image` and `encode_text`, as `models.clip.CLIP`."""
+    recipe: Recipe
+    place: Callable[[np.ndarray], Any] = jax.device_put
+    """Puts a host batch where the parameters expect it."""
+
+    @functools.cached_property
+    def _image(self) -> Callable[[Any, Any], jax.Array]:
+        def encode(params: Any, images: Any) -> jax.Array:
+            images = normalize(images, self.recipe)
+            return self.model.apply({"params": params}, images, method="encode_image")
+
+        return jax.jit(encode)
+
+    @functools.cached_property
+    def _text(self) -> Callable[[Any, Any], jax.Array]:
+        def encode(params: Any, tokens: Any) -> jax.Array:
+            return self.model.apply({"params": params}, tokens, method="encode_text")
+
+        return jax.jit(encode)
+
+    def bind(
+        self, params: Any, tokenizer: Callable[[list[str]], np.ndarray], batch: int, **options: Any
+    ) -> Embedder:
+        """An embedder of these parameters; `options` are further fields of `Embedder`."""
+        return Embedder(
+            image_fn=lambda images: self._image(params, self.place(images)),
+            text_fn=lambda tokens: self._text(params, self.place(tokens)),
+            tokenizer=tokenizer,
+            prepare=self.recipe,
+            batch=batch,
+            **options,
+        )

@@ -1,0 +1,168 @@
+"""Drawings of what a model finds: functions of arrays and strings to matplotlib figures.
+
+Only `Figure` objects are used, never pyplot: nothing global changes and no display is needed.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+RIGHT, WRONG = "#1a9850", "#b0b0b0"
+SIDE = 1.25
+"""Inches of a picture's side."""
+GAP = 0.14
+"""Inches between pictures."""
+EDGE = 0.2
+"""Inches around the whole drawing."""
+CAPTION = 2.3
+"""Inches for a caption beside its pictures."""
+TOP = 0.55
+"""Inches for the title."""
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Noto Sans Devanagari",
+    "Arial Unicode MS",
+)
+"""Tried, where installed, for the letters that matplotlib's own font lacks."""
+
+
+def text_to_image_grid(
+    queries: Sequence[str],
+    images: UInt8[np.ndarray, "queries k S S 3"],
+    right: Bool[np.ndarray, "queries k"],
+    title: str,
+) -> Figure:
+    """One row a caption, beside it the k pictures found for it, best first, right ones green."""
+    rows, columns = right.shape
+    width = 2 * EDGE + CAPTION + columns * (SIDE + GAP) - GAP
+    figure = Figure(figsize=(width, 2 * EDGE + TOP + rows * (SIDE + GAP) - GAP), dpi=110)
+    _title(figure, title)
+    for row in range(rows):
+        top = EDGE + TOP + row * (SIDE + GAP)
+        caption = wrap(queries[row], width=25, lines=6)
+        _write(figure, EDGE, top + SIDE / 2, caption)
+        for column in range(columns):
+            left = EDGE + CAPTION + column * (SIDE + GAP)
+            _show(figure, left, top, images[row, column], bool(right[row, column]))
+    return figure
+
+
+def image_to_text_grid(
+    images: UInt8[np.ndarray, "queries S S 3"],
+    captions: Sequence[Sequence[str]],
+    right: Sequence[Sequence[bool]],
+    title: str,
+) -> Figure:
+    """One row a picture, beside it the captions found for it, best first, right ones green."""
+    rows, beside = len(images), 5.8
+    width = 2 * EDGE + SIDE + GAP + beside
+    figure = Figure(figsize=(width, 2 * EDGE + TOP + rows * (SIDE + GAP) - GAP), dpi=110)
+    _title(figure, title)
+    for row in range(rows):
+        top = EDGE + TOP + row * (SIDE + GAP)
+        _show(figure, EDGE, top, images[row], None)
+        for line, (caption, hit) in enumerate(zip(captions[row], right[row], strict=True)):
+            y = top + SIDE * (line + 0.5) / len(captions[row])
+            color = RIGHT if hit else "#606060"
+            # Apart from the caption, so that it stays in front of right-to-left letters.
+            _write(figure, EDGE + SIDE + GAP, y, "✓" if hit else "✗", color=color)
+            line_text = wrap(caption, width=64, lines=1)
+            _write(figure, EDGE + SIDE + 2.5 * GAP, y, line_text, color=color)
+    return figure
+
+
+def confusion(counts: Int[np.ndarray, "K K"], names: Sequence[str], title: str) -> Figure:
+    """Pictures of each true class (row) by the class they were given (column).
+
+    Cells hold counts; their shade is the share of the row.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.6 + 0.42 * len(names)
+    figure = Figure(figsize=(side + 0.4, side), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    short = [wrap(name, width=22, lines=1) for name in names]
+    style: dict[str, Any] = {"parse_math": False, "fontfamily": _fonts(), "fontsize": 9}
+    axes.set_xticks(range(len(names)), short, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), short)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set(**style)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    axes.set_ylabel("true class")
+    axes.set_xlabel("class given")
+    axes.tick_params(length=0)
+    axes.set_title(wrap(title, width=int(side * 9), lines=2)).set(**style | {"fontsize": 11})
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG; a letter that no installed font has becomes a box, not a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(os.fspath(path), format="png")
+
+
+def wrap(text: str, *, width: int, lines: int) -> str:
+    """Text in at most `lines` lines of `width` columns (a CJK letter takes two), else with an "…".
+
+    Words are broken only where longer than a line; white space and control characters are blanks.
+    """
+    clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    wrapped = [line.plain.rstrip() for line in Text(clean).wrap(Console(width=width), width)]
+    if len(wrapped) <= lines:
+        return "\n".join(wrapped)
+    last = wrapped[lines - 1]
+    if cell_len(last) >= width:  # Make room for the dots: a word less, or a letter.
+        shorter = last.rpartition(" ")[0] or set_cell_size(last, width - 1)
+        last = shorter.rstrip()
+    return "\n".join([*wrapped[: lines - 1], last + "…"])
+
+
+def _fonts() -> list[str]:
+    known = set(font_manager.fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in known)]
+
+
+def _title(figure: Figure, title: str) -> None:
+    width = figure.get_size_inches()[0]
+    text = wrap(title, width=int((width - 2 * EDGE) * 9), lines=2)
+    _write(figure, EDGE, EDGE + TOP / 2 - 0.08, text, fontsize=11, fontweight="bold")
+
+
+def _write(figure: Figure, left: float, middle: float, text: str, **style) -> None:
+    """Left-aligned text, placed in inches from the top left corner."""
+    width, height = figure.get_size_inches()
+    style = {"fontsize": 9, "va": "center", "linespacing": 1.15, **style}
+    figure.text(
+        left / width, 1 - middle / height, text, fontfamily=_fonts(), parse_math=False, **style
+    )
+
+
+def _show(figure: Figure, left: float, top: float, image: np.ndarray, right: bool | None) -> None:
+    """A picture in a frame (none where `right` is None), in inches from the top left corner."""
+    width, height = figure.get_size_inches()
+    place = (left / width, 1 - (top + SIDE) / height, SIDE / width, SIDE / height)
+    axes: Axes = figure.add_axes(place)
+    axes.imshow(image)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(right is not None)
+        spine.set(color=RIGHT if right else WRONG, linewidth=4.0 if right else 1.5)

@@ -1,0 +1,74 @@
+"""Several evaluations of one model, as one flat mapping of figures."""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
+
+from clip_jax.config import write_json
+from clip_jax.data.sample import Dataset
+from clip_jax.eval.embed import Embedder
+from clip_jax.eval.retrieval import Retrieval
+from clip_jax.eval.zero_shot import ZeroShot
+
+EvalConfig = ZeroShot | Retrieval
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """A frozen config that can measure a model: `ZeroShot`, `Retrieval`."""
+
+    task: ClassVar[str]
+
+    @property
+    def every_steps(self) -> int | None: ...
+
+    def run(self, dataset: Dataset, embedder: Embedder) -> Iterator[tuple[str, float]]:
+        """Yield (metric, value), the metric's name without any prefix."""
+        ...
+
+
+def run_evals(
+    evals: Mapping[str, Evaluator],
+    dataset: Dataset,
+    embedder: Embedder,
+    only: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Figures under flat names, `<task>/<name>/<metric>`.
+
+    Args:
+      evals: by the name they get in the figures.
+      dataset: of those that name no data set themselves.
+      embedder: the model.
+      only: names of the evaluations to run, in this order; all if None.
+
+    Raises:
+      ValueError: names in `only` that are not in `evals`; what an evaluation raises.
+    """
+    names = list(evals if only is None else dict.fromkeys(only))
+    if unknown := [name for name in names if name not in evals]:
+        wrong = ", ".join(_with_nearest(name, evals) for name in unknown)
+        raise ValueError(f"no such evaluation: {wrong}; there are {sorted(evals)}")
+    return {
+        f"{evals[name].task}/{name}/{metric}": float(value)
+        for name in names
+        for metric, value in evals[name].run(dataset, embedder)
+    }
+
+
+def write_figures(path: str | os.PathLike[str], figures: Mapping[str, float]) -> None:
+    """Write figures as one JSON object with sorted keys: the whole file, or nothing of it.
+
+    Raises:
+      ValueError: names all figures that are NaN or infinite.
+      OSError: the file cannot be written; an earlier one is still whole.
+    """
+    if bad := sorted(name for name, value in figures.items() if not math.isfinite(value)):
+        raise ValueError(f"{path} is not written: {', '.join(bad)} not finite")
+    write_json(path, {name: float(figures[name]) for name in sorted(figures)})
+
+
+def _with_nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"{name!r} (nearest: {near[0]!r})" if near else repr(name)

@@ -1,0 +1,33 @@
+"""The softmax contrastive loss of CLIP, in its obvious form."""
+
+import jax.numpy as jnp
+from jax.nn import logsumexp
+from jaxtyping import Array, Float
+
+
+def softmax_loss(
+    image: Float[Array, "B D"], text: Float[Array, "B D"], scale: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Symmetric cross-entropy over all B^2 pairs; row i's match is column i.
+
+    Under `jax.jit` with batches sharded over a mesh, B is the global batch.
+
+    Args:
+      image, text: unit-norm embeddings, row i of one describing row i of the other.
+      scale: one over the temperature.
+
+    Returns:
+      Mean loss per pair in nats; ln(B) when the embeddings carry no information.
+
+    Source: Radford et al. 2021, arXiv:2103.00020, Figure 3.
+    """
+    logits = scale * image @ text.T
+    rows, columns = logsumexp(logits, axis=1), logsumexp(logits, axis=0)
+    return jnp.mean((rows + columns) / 2 - jnp.diagonal(logits))
+
+
+def batch_accuracy(image: Float[Array, "B D"], text: Float[Array, "B D"]) -> Float[Array, ""]:
+    """Share of images whose own text is the nearest of the batch, strictly: a tie is a miss."""
+    logits = image @ text.T
+    others = jnp.where(jnp.eye(len(logits), dtype=bool), -jnp.inf, logits)
+    return jnp.mean((jnp.diagonal(logits) > others.max(axis=1)).astype(jnp.float32))

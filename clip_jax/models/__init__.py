@@ -1,0 +1,1 @@
+"""Flax Linen modules, pure functions of parameters and arrays; they name axes and place nothing."""

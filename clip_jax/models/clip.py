@@ -1,0 +1,126 @@
+"""CLIP: two towers whose unit embeddings are compared at a learned temperature."""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from clip_jax.models.text import PackedTokens, TextConfig, TextTower
+from clip_jax.models.vit import ViT, ViTConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Both towers and the temperature."""
+
+    image: ViTConfig
+    text: TextConfig
+    embed_dim: int
+    """Size of the shared embedding (D)."""
+    temperature: float = 0.07
+    """Before training; logits are similarities divided by it."""
+    max_scale: float = 100.0
+    """The temperature never falls below one over this (Radford et al. 2021, section 2.5)."""
+    bias: float | None = None
+    """Added to all logits, learned from this value; None for no bias (SigLIP: -10)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations; 'auto' is bfloat16 on TPU and GPU and float32 on CPU."""
+
+    def __post_init__(self) -> None:
+        if not 0 < 1 / self.max_scale <= self.temperature:
+            raise ValueError(
+                f"temperature {self.temperature} must be at least 1 / max_scale ({self.max_scale})"
+            )
+        if not self.image.project and self.image.stack.width != self.embed_dim:
+            raise ValueError(
+                f"an image tower without projection has width {self.image.stack.width}, "
+                f"but embed_dim is {self.embed_dim}"
+            )
+
+
+class Output(NamedTuple):
+    """What a contrastive loss needs to know of one batch."""
+
+    image: Float[Array, "B D"]
+    """Unit-norm image embeddings, float32."""
+    text: Float[Array, "B D"]
+    """Unit-norm text embeddings, float32; row i describes image i."""
+    scale: Float[Array, ""]
+    """One over the temperature."""
+    bias: Float[Array, ""] | None
+    """Added to all logits, if the model has one."""
+
+
+def unit_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Rows of length 1, in float32."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+class CLIP(nn.Module):
+    """A pure function of parameters, images and token ids.
+
+    `model.apply({"params": params}, images, tokens)` returns an `Output`;
+    with `method="encode_image"` or `method="encode_text"` one tower runs alone.
+    """
+
+    cfg: ClipConfig
+
+    def setup(self) -> None:
+        """Name the towers and the scalars."""
+        cfg, dtype = self.cfg, activation_dtype(self.cfg.dtype)
+        self.image = ViT(cfg.image, cfg.embed_dim, dtype)
+        self.text = TextTower(cfg.text, cfg.embed_dim, dtype)
+        scale_init = nn.initializers.constant(-math.log(cfg.temperature))
+        self.logit_scale = self.param("logit_scale", scale_init, (), jnp.float32)
+        if cfg.bias is not None:
+            bias_init = nn.initializers.constant(cfg.bias)
+            self.logit_bias = self.param("logit_bias", bias_init, (), jnp.float32)
+
+    def encode_image(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
+        """Unit-norm float32 embeddings of normalised images."""
+        return unit_norm(self.image(images))
+
+    def encode_text(self, tokens: Int[Array, "B L"] | PackedTokens) -> Float[Array, "B D"]:
+        """Unit-norm float32 embeddings of token ids."""
+        return unit_norm(self.text(tokens))
+
+    def __call__(
+        self,
+        images: Float[Array, "B height width 3"],
+        tokens: Int[Array, "B L"] | PackedTokens,
+    ) -> Output:
+        """Embeddings of matching images and texts, with the scale and bias of their logits."""
+        bias = None if self.cfg.bias is None else self.logit_bias
+        scale = jnp.exp(self.logit_scale)
+        return Output(self.encode_image(images), self.encode_text(tokens), scale, bias)
+
+
+def activation_dtype(choice: str) -> str:
+    """'auto' made concrete for the backend of this process."""
+    if choice != "auto":
+        return choice
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def init_params(cfg: ClipConfig, key: Any) -> Any:
+    """Fresh float32 parameters; under `jax.eval_shape` only their shapes, at no memory cost."""
+    size, length = cfg.image.image_size, cfg.text.context_length
+    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    tokens = jnp.zeros((1, length), jnp.int32)
+    return CLIP(cfg).init(key, images, tokens)["params"]
+
+
+def cap_scale(params: Any, max_scale: float) -> Any:
+    """Parameters whose scale does not exceed `max_scale`.
+
+    Applied after each update, as OpenAI does: a cap inside the model would stop the
+    gradient, and the temperature would stay there for ever.
+    """
+    capped = jnp.minimum(params["logit_scale"], math.log(max_scale))
+    return {**params, "logit_scale": capped}

@@ -1,0 +1,39 @@
+"""From one vector per token to one vector per image or text."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from clip_jax.models.attention import Dense, attend, heads_first
+from clip_jax.models.transformer import Mlp, StackConfig, layer_norm
+
+
+def take_token(x: Float[Array, "B L W"], index: Int[Array, "B"]) -> Float[Array, "B W"]:
+    """Row `index[i]` of sequence i."""
+    return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
+
+
+class MapPool(nn.Module):
+    """Multi-head attention pooling (MAP): one learned query looks at all tokens.
+
+    Source: Zhai et al. 2022, arXiv:2106.04560, section 3.2; as used by SigLIP.
+    """
+
+    cfg: StackConfig
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L W"]) -> Float[Array, "B W"]:
+        cfg, width = self.cfg, x.shape[-1]
+        xavier = nn.initializers.xavier_uniform()
+        per_head = (cfg.heads, width // cfg.heads)
+        in_init = nn.initializers.normal(width**-0.5)
+        probe = self.param("probe", xavier, (1, width), jnp.float32)
+        query = Dense(per_head, self.dtype, kernel_init=in_init, name="query")(probe)
+        query = jnp.broadcast_to(query[None, 0, :, None], (len(x), cfg.heads, 1, per_head[1]))
+        kv = Dense((2, *per_head), self.dtype, kernel_init=in_init, name="key_value")(x)
+        mixed = attend(query, *heads_first(kv))[:, :, 0]
+        pooled = Dense(width, self.dtype, inputs=2, kernel_init=in_init, name="out")(mixed)
+        hidden = cfg.mlp_width or 4 * width
+        mlp = Mlp(hidden, cfg.activation, self.dtype, width**-0.5, name="mlp")
+        return pooled + mlp(layer_norm(cfg.norm_eps, self.dtype, "norm")(pooled))

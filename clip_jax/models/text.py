@@ -1,0 +1,116 @@
+"""The text tower: token ids to one vector per caption."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from clip_jax.models.attention import Dense
+from clip_jax.models.pooling import take_token
+from clip_jax.models.posemb import LearnedPositions
+from clip_jax.models.transformer import Stack, StackConfig, layer_norm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A text transformer; the defaults are OpenAI's choices."""
+
+    context_length: int = 77
+    """Tokens per caption (L), padding included."""
+    vocab_size: int = 49408
+    stack: StackConfig
+    pool: Literal["eot", "last"] = "eot"
+    """The highest token id, which is CLIP's end of text, or the last position, as SigLIP's."""
+    causal: bool = True
+    """A token sees only those before it, so padding after the end changes nothing."""
+    head_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pool == "eot" and not self.causal:
+            raise ValueError("pool 'eot' needs causal attention: padding has no mask otherwise")
+
+
+class PackedTokens(NamedTuple):
+    """Captions of any length laid end to end in rows, so that hardly any padding is computed.
+
+    Exact for causal towers: a token sees its own caption up to itself and nothing else,
+    in a row of its own or not. `data/packing` makes them; G is the number of groups that
+    are packed by themselves, one or more on each device.
+    """
+
+    tokens: Int[Array | np.ndarray, "G R S"]
+    """Ids; S, the length of a row, need not be the context length."""
+    positions: Int[Array | np.ndarray, "G R S"]
+    """Place of each token within its caption."""
+    captions: Int[Array | np.ndarray, "G R S"]
+    """Which caption of its row a token belongs to."""
+    ends: Int[Array | np.ndarray, "G b"]
+    """Of each caption the index of its last token, in the group's R * S tokens."""
+
+
+class TextTower(nn.Module):
+    """Token ids to one vector each, not yet normalised.
+
+    Source: Radford et al. 2021, arXiv:2103.00020, section 2.4; initial scales as
+    openai/CLIP, clip/model.py.
+    """
+
+    cfg: TextConfig
+    embed_dim: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B L"] | PackedTokens) -> Float[Array, "B D"]:
+        """Ids outside the vocabulary give NaN, so that they cannot pass unnoticed.
+
+        Raises:
+          ValueError: `tokens` are not of the configured context length, or packed
+            for a tower that is not causal.
+        """
+        cfg, width = self.cfg, self.cfg.stack.width
+        if isinstance(tokens, PackedTokens):
+            ids, positions, mask = _packed(tokens, cfg)
+        else:
+            ids, positions, mask = _unpacked(tokens, cfg)
+        init = nn.initializers.normal(0.02)
+        embed = nn.Embed(
+            cfg.vocab_size, width, jnp.dtype(self.dtype), embedding_init=init, name="tokens"
+        )
+        x = LearnedPositions(cfg.context_length, 0.01, name="positions")(embed(ids), positions)
+        x = Stack(cfg.stack, self.dtype, name="stack")(x, mask)
+        if isinstance(tokens, PackedTokens):
+            x = x.reshape(len(tokens.ends), -1, width)
+            pooled = jnp.take_along_axis(x, tokens.ends[..., None], axis=1).reshape(-1, width)
+        elif cfg.pool == "eot":
+            pooled = take_token(x, jnp.argmax(ids, axis=1))
+        else:
+            pooled = x[:, -1]
+        pooled = layer_norm(cfg.stack.norm_eps, self.dtype, "norm")(pooled)
+        init = nn.initializers.normal(width**-0.5)
+        head = Dense(
+            self.embed_dim, self.dtype, use_bias=cfg.head_bias, kernel_init=init, name="head"
+        )
+        return head(pooled)
+
+
+def _unpacked(tokens: Int[Array, "B L"], cfg: TextConfig):
+    """Ids, positions (None: in order) and mask of one caption a row."""
+    if (length := tokens.shape[1]) != cfg.context_length:
+        raise ValueError(f"{length} tokens a text, the tower takes {cfg.context_length}")
+    return tokens, None, _causal(length) if cfg.causal else None
+
+
+def _packed(packed: PackedTokens, cfg: TextConfig) -> tuple[Array, Array, Array]:
+    """Ids, positions and mask of rows that hold several captions."""
+    if not cfg.causal or cfg.pool != "eot":
+        raise ValueError("only a causal tower with pool 'eot' takes packed captions")
+    ids, positions, captions = (jnp.asarray(a).reshape(-1, a.shape[-1]) for a in packed[:3])
+    same = captions[:, None, :, None] == captions[:, None, None, :]
+    return ids, positions, jnp.logical_and(same, _causal(ids.shape[1]))
+
+
+def _causal(length: int) -> Bool[Array, "1 1 L L"]:
+    return jnp.tril(jnp.ones((1, 1, length, length), bool))

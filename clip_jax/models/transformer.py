@@ -1,0 +1,134 @@
+"""The pre-norm transformer that both towers share, with its blocks stacked on one axis."""
+
+import dataclasses
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from clip_jax.models.attention import Attention, Dense
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """OpenAI's cheap GELU, x * sigmoid(1.702 x) (openai/CLIP, clip/model.py)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """Shape of a stack of identical transformer blocks, and how it is executed."""
+
+    width: int
+    """Channels of the residual stream (W)."""
+    layers: int
+    """Blocks (E)."""
+    heads: int
+    """Attention heads (N); each has width / heads channels."""
+    mlp_width: int | None = None
+    """Hidden channels of the MLP; 4 * width when not given."""
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    """Share of each branch's output set to zero while training."""
+    unroll: int = 1
+    """Blocks compiled side by side; more compile longer and may run faster."""
+    remat: Literal["nothing_saved", "dots_saved"] | None = None
+    """What the backward pass recomputes: all but block inputs, all but matrix products, or none."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not split into {self.heads} heads")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.layers < 1 or self.unroll < 1:
+            raise ValueError(f"layers ({self.layers}) and unroll ({self.unroll}) start at 1")
+
+
+REMAT = {
+    "nothing_saved": jax.checkpoint_policies.nothing_saveable,
+    "dots_saved": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def layer_norm(eps: float, dtype: str, name: str) -> nn.LayerNorm:
+    """Normalisation over the last dimension: computed in float32, the result in `dtype`."""
+    return nn.LayerNorm(epsilon=eps, dtype=jnp.dtype(dtype), use_fast_variance=False, name=name)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a non-linearity between."""
+
+    width: int
+    activation: Activation
+    dtype: str
+    out_std: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... W"]:
+        features = x.shape[-1]
+        up_init = nn.initializers.normal((2 * features) ** -0.5)
+        down_init = nn.initializers.normal(self.out_std)
+        x = Dense(self.width, self.dtype, kernel_init=up_init, name="up")(x)
+        x = ACTIVATIONS[self.activation](x)
+        return Dense(features, self.dtype, kernel_init=down_init, name="down")(x)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each behind a LayerNorm and beside a residual path."""
+
+    cfg: StackConfig
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L W"], mask: Bool[Array, "#B 1 L L"] | None = None
+    ) -> Float[Array, "B L W"]:
+        """`mask` is True where a query may look at a key; None lets all see all."""
+        cfg = self.cfg
+        # OpenAI's scale: the residual stream keeps its variance whatever the depth.
+        out_std = cfg.width**-0.5 * (2 * cfg.layers) ** -0.5
+        norm = partial(layer_norm, cfg.norm_eps, self.dtype)
+        drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))
+        attend = Attention(cfg.heads, self.dtype, out_std, name="attend")
+        mlp = Mlp(cfg.mlp_width or 4 * cfg.width, cfg.activation, self.dtype, out_std, name="mlp")
+        x = x + drop(attend(norm(name="norm_attend")(x), mask))
+        return x + drop(mlp(norm(name="norm_mlp")(x)))
+
+
+class Stack(nn.Module):
+    """`layers` blocks whose parameters share arrays with a leading axis of that length.
+
+    Dropout is on exactly when the caller hands in `rngs={"dropout": key}`.
+    """
+
+    cfg: StackConfig
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L W"], mask: Bool[Array, "#B 1 L L"] | None = None
+    ) -> Float[Array, "B L W"]:
+        block = Block
+        if self.cfg.remat is not None:
+            policy = REMAT[self.cfg.remat]
+            block = nn.remat(block, prevent_cse=False, policy=policy)
+        scan = nn.scan(
+            lambda module, x, _: (module(x, mask), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.cfg.layers,
+            unroll=self.cfg.unroll,
+        )
+        return scan(block(self.cfg, self.dtype, name="blocks"), x, None)[0]

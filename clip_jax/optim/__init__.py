@@ -1,0 +1,1 @@
+"""Optimizers: how the learning rate moves, which parameters decay or rest, and the update rules."""

@@ -1,0 +1,147 @@
+"""Pixels and nothing else: decode to RGB, resize, crop. Exact as Pillow, which CLIP was made with.
+
+EXIF orientation is ignored, as by the pipelines that the published models were trained and
+measured with.
+"""
+
+import io
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+MAX_PIXELS = 89_478_485
+"""Larger pictures are refused: a few kilobytes of PNG can unfold to gigabytes (Pillow's limit)."""
+
+_SAME_AS_PILLOW = ("YCbCr", "Gray", "RGB")  # Of CMYK, the two make different RGB.
+
+RGB = UInt8[np.ndarray, "height width 3"]
+Interpolation = Literal["bicubic", "bilinear"]
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def decode(data: bytes, *, min_side: int = 0) -> RGB:
+    """An encoded picture (anything Pillow reads; its first frame) as RGB.
+
+    Transparency is dropped, 16-bit grey keeps its upper 8 bits.
+
+    Args:
+      data: the file's bytes.
+      min_side: 0 gives exactly Pillow's pixels. Otherwise a JPEG may come out smaller, by one of
+        libjpeg's own factors, so long as both sides keep at least this many pixels: much faster.
+
+    Raises:
+      ValueError: the bytes are no picture, are damaged or cut off, or unfold to more than
+        `MAX_PIXELS`; the message says which.
+    """
+    if not data:
+        raise ValueError("the image file is empty")
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if int(height) * int(width) <= MAX_PIXELS and colours in _SAME_AS_PILLOW:
+                return simplejpeg.decode_jpeg(data, min_height=min_side, min_width=min_side)
+        except ValueError:
+            pass  # Pillow forgives some faults, and names others better.
+    return np.array(_open(data))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            check_size(*image.size)
+            return to_rgb(image)
+    except Exception as fault:  # Damaged bytes end in many kinds of error, inside each decoder.
+        reason = " ".join(str(fault).split()) or type(fault).__name__
+        if isinstance(fault, Image.UnidentifiedImageError):
+            reason = f"not a picture that can be read ({len(data)} bytes, first {data[:8]!r})"
+        raise ValueError(f"cannot decode the image: {reason}") from fault
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse a picture before memory is taken for it.
+
+    Raises:
+      ValueError: more than `MAX_PIXELS`, or a side of 0.
+    """
+    if min(width, height) < 1 or width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; allowed are 1 to {MAX_PIXELS:,} in all")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode as 8-bit RGB; transparency is dropped, not blended."""
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8, so nearly all to white.
+        grey = np.clip(np.asarray(image), 0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def as_rgb(picture: bytes | Image.Image | np.ndarray, *, min_side: int = 0) -> RGB:
+    """Whatever a caller has, as uint8 (height, width, 3).
+
+    Args:
+      picture: an encoded file, a Pillow image of any mode, or uint8 (H, W, 3) or (H, W).
+      min_side: as in `decode`.
+
+    Raises:
+      ValueError: undecodable bytes; an array of another shape or type.
+    """
+    if isinstance(picture, bytes):
+        return decode(picture, min_side=min_side)
+    if isinstance(picture, Image.Image):
+        check_size(*picture.size)
+        return np.array(to_rgb(picture))
+    picture = np.asarray(picture)
+    grey = picture.ndim == 2
+    if picture.dtype != np.uint8 or not (grey or (picture.ndim == 3 and picture.shape[2] == 3)):
+        raise ValueError(
+            "an image array must be uint8 of shape (height, width, 3) or (height, width), "
+            f"got {picture.dtype} {picture.shape}"
+        )
+    check_size(picture.shape[1], picture.shape[0])
+    return np.repeat(picture[..., None], 3, axis=2) if grey else picture
+
+
+def resize(
+    image: UInt8[np.ndarray, "_ _ 3"],
+    width: int,
+    height: int,
+    *,
+    box: tuple[int, int, int, int] | None = None,
+    interpolation: Interpolation = "bicubic",
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Pillow's antialiased resize, of the part inside `box` (left, top, right, bottom) if given."""
+    left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
+    if (right - left, bottom - top) == (width, height):
+        return image[top:bottom, left:right].copy()
+    filled = Image.fromarray(np.ascontiguousarray(image))
+    return np.array(filled.resize((width, height), _FILTERS[interpolation], box=box))
+
+
+def shortest_side(
+    image: UInt8[np.ndarray, "_ _ 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Bicubic, so that the shorter side has `size` pixels; then the `size` x `size` in the middle.
+
+    The same integers as torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)`: the longer
+    side is rounded down, the crop's corner to the nearest even.
+
+    Raises:
+      ValueError: the shape is so long that the resized picture has over `MAX_PIXELS`.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    width, height = width * size // short, height * size // short
+    check_size(width, height)
+    image = resize(image, width, height)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image[top : top + size, left : left + size].copy()
+
+
+def squash(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Bicubic to `size` x `size`, whatever the proportions."""
+    return resize(image, size, size)

@@ -1,0 +1,1 @@
+"""The mesh of a run, and which part of every array each device holds."""

@@ -1,0 +1,82 @@
+"""Abstract trees to NamedShardings, and host batches to global arrays."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clip_jax import tree
+from clip_jax.sharding.rules import AxisRules
+
+
+def param_shardings(params: Any, axes: Any, rules: AxisRules, mesh: Mesh) -> Any:
+    """One NamedSharding per parameter.
+
+    Args:
+      params: arrays or shapes.
+      axes: a tree like `params` of logical axes (`models.axes.logical_axes`).
+
+    Raises:
+      ValueError: lists all dimensions that the mesh does not divide.
+    """
+    faults: list[str] = []
+
+    def place(path: str, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
+        spec = rules.spec(names)
+        for size, name in zip(leaf.shape, names, strict=True):
+            over = rules.mesh_axes(name)
+            if size % (parts := math.prod(mesh.shape[axis] for axis in over)):
+                faults.append(f"{path}: {name} of size {size} over {parts} devices {over}")
+        return NamedSharding(mesh, spec)
+
+    shardings = tree.map_with_path(place, params, axes)
+    if faults:
+        raise ValueError("the mesh does not divide " + "; ".join(faults))
+    return shardings
+
+
+def follow(state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings for optimizer state: each moment lies where its parameter lies.
+
+    A leaf of `state` follows the parameter whose path its own path ends with, if
+    their shapes agree; all others (counters, factored moments) are replicated.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    known = {
+        path: (leaf.shape, sharding)
+        for path, leaf, sharding in zip(
+            tree.paths(params), jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        parts = path.split("/")
+        for start in range(len(parts)):
+            shape, sharding = known.get("/".join(parts[start:]), (None, whole))
+            if shape == leaf.shape:
+                return sharding
+        return whole
+
+    return tree.map_with_path(place, state)
+
+
+def batch_sharding(rules: AxisRules, mesh: Mesh) -> NamedSharding:
+    """The first dimension split over the batch axes, whatever the rank."""
+    return NamedSharding(mesh, rules.spec(("batch",)))
+
+
+def batch_parts(rules: AxisRules, mesh: Mesh) -> int:
+    """Into how many parts a batch is split over the mesh."""
+    return math.prod(mesh.shape[axis] for axis in rules.batch)
+
+
+def check_batch(batch: int, rules: AxisRules, mesh: Mesh) -> None:
+    """Raises ValueError if the mesh does not divide the global batch."""
+    if batch % (parts := batch_parts(rules, mesh)):
+        raise ValueError(f"batch {batch} does not split over {parts} devices ({rules.batch})")
+
+
+def place_batch(batch: Any, sharding: NamedSharding) -> Any:
+    """This host's rows of every array of a batch as global arrays."""
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

@@ -1,0 +1,84 @@
+"""Model, loss, optimizer and mesh put together: a jitted step and the state it changes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clip_jax.losses import LossConfig
+from clip_jax.models.axes import logical_axes
+from clip_jax.models.clip import CLIP, ClipConfig, init_params
+from clip_jax.optim.build import OptimConfig, build
+from clip_jax.preprocess.recipe import Recipe
+from clip_jax.sharding import place
+from clip_jax.sharding.rules import AxisRules
+from clip_jax.train.state import State
+from clip_jax.train.step import Step, make_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """What a run needs besides data."""
+
+    model: CLIP
+    mesh: Mesh
+    step: Step
+    """Jitted; it donates the state it is given."""
+    init: Callable[[], State]
+    """Fresh state, already in its place on the mesh."""
+    abstract: State
+    """Shapes and shardings of the state."""
+    batch_sharding: NamedSharding
+
+
+def assemble(
+    *,
+    model: ClipConfig,
+    loss: LossConfig,
+    optim: OptimConfig,
+    recipe: Recipe,
+    rules: AxisRules,
+    mesh: Mesh,
+    seed: int,
+    steps: int,
+) -> Assembled:
+    """Everything compiled lazily; initial values depend on the seed, not on the mesh.
+
+    Raises:
+      ValueError: the mesh does not divide a parameter, or a pattern in `optim` is idle.
+    """
+    module = CLIP(model)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(seed)))
+    optimizer, schedule = build(optim, shapes, steps)
+
+    def init() -> State:
+        params = init_params(model, jax.random.key(seed))
+        return State(jnp.int32(0), params, optimizer.init(params))
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    state = jax.eval_shape(init)
+    params = place.param_shardings(state.params, logical_axes(state.params), rules, mesh)
+    opt = place.follow(state.opt, state.params, params, mesh)
+    shardings = State(whole, params, opt)
+    batch = place.batch_sharding(rules, mesh)
+    step = jax.jit(
+        make_step(module, loss, optimizer, schedule, recipe, seed),
+        in_shardings=(shardings, batch),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+
+    def abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return Assembled(
+        model=module,
+        mesh=mesh,
+        step=step,
+        init=jax.jit(init, out_shardings=shardings),
+        abstract=jax.tree.map(abstract, state, shardings),
+        batch_sharding=batch,
+    )

@@ -1,0 +1,264 @@
+"""A whole training run: what it is made of, and how its parts are put together."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from clip_jax.checkpoint.start import checkpoint_folder, open_run
+from clip_jax.checkpoint.store import CheckpointConfig, Store, load_params
+from clip_jax.config import to_data
+from clip_jax.data import DatasetConfig
+from clip_jax.data.feed import Feed
+from clip_jax.data.packing import Packing
+from clip_jax.data.pipeline import Pipeline, train_batches
+from clip_jax.data.sample import Source
+from clip_jax.eval.encoders import Encoders
+from clip_jax.eval.suite import EvalConfig, run_evals, write_figures
+from clip_jax.losses import LossConfig, Softmax
+from clip_jax.models.clip import ClipConfig
+from clip_jax.optim.build import OptimConfig
+from clip_jax.preprocess.augment import Augment
+from clip_jax.preprocess.recipe import Recipe
+from clip_jax.sharding.mesh import MeshConfig, build_mesh
+from clip_jax.sharding.place import batch_parts, check_batch, place_batch
+from clip_jax.sharding.rules import AxisRules
+from clip_jax.tokenizers import TokenizerConfig
+from clip_jax.train.assemble import Assembled, assemble
+from clip_jax.train.hooks import EvalHook, SaveHook
+from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
+from clip_jax.train.loop import DivergedError, fit
+from clip_jax.train.state import State
+
+MAY_DIFFER = (
+    "run",
+    "start_from",
+    "steps",
+    "log_every",
+    "checkpoint.*",
+    "pipeline.*",
+    "mesh.*",
+    "rules.*",
+    "data.root",
+    "evals*",
+    "eval_batch",
+)
+"""Fields that only say how long, how often or where: a run may go on under other values."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One experiment, completely."""
+
+    run: str
+    """Run folder: everything that is written goes there."""
+    start_from: str | None = None
+    """Run or checkpoint folder whose parameters a fresh run begins with; None: random ones."""
+    seed: int = 0
+    """All random numbers follow from it."""
+    steps: int
+    """Updates in all."""
+    batch: int
+    """Pairs per update, over all devices (B)."""
+    data: DatasetConfig
+    """Where the pairs are; its split 'train' is trained on."""
+    recipe: Recipe
+    """Image size, resize mode and normalisation, in training and in use."""
+    augment: Augment = Augment()
+    """Random changes of training images."""
+    tokenizer: TokenizerConfig
+    model: ClipConfig
+    loss: LossConfig = Softmax()
+    optim: OptimConfig
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each mesh axis."""
+    rules: AxisRules = AxisRules()
+    """Mesh axes of each logical axis: data-parallel, or sharding.rules.FSDP."""
+    pipeline: Pipeline = Pipeline()
+    """How samples are read and prepared on the host."""
+    packing: Packing | None = None
+    """Captions end to end, so that padding costs nothing; for causal text towers."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evals: dict[str, EvalConfig] = dataclasses.field(default_factory=dict)
+    """Evaluations by name; all run at the end, some every so many steps."""
+    eval_batch: int = 64
+    """Images, or texts, per call while evaluating."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} must be at least 1, got {value}"
+            for name in ("steps", "batch", "eval_batch", "log_every")
+            if (value := getattr(self, name)) < 1
+        ]
+        for name, ours, theirs in (
+            ("image size", self.recipe.size, self.model.image.image_size),
+            ("context length", self.tokenizer.context_length, self.model.text.context_length),
+        ):
+            if ours != theirs:
+                faults.append(f"{name}: {ours} in the data, {theirs} in the model")
+        if self.packing and not (self.model.text.causal and self.model.text.pool == "eot"):
+            faults.append("packing needs a causal text tower with pool 'eot'")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+
+def train(config: TrainConfig, console: Console) -> None:
+    """Train from wherever the run folder stands to `config.steps`, and evaluate.
+
+    Raises:
+      ValueError: the parts do not fit together, or not the run folder.
+      CheckpointError: a checkpoint cannot be read or written.
+      DivergedError: the loss is not finite; the last good checkpoint stays.
+    """
+    mesh = build_mesh(config.mesh)
+    check_batch(config.batch, config.rules, mesh)
+    check_vocabulary(config)
+    source = config.data.open("train")
+    open_run(config.run, to_data(config), may_differ=MAY_DIFFER)
+    parts = assemble(
+        model=config.model,
+        loss=config.loss,
+        optim=config.optim,
+        recipe=config.recipe,
+        rules=config.rules,
+        mesh=mesh,
+        seed=config.seed,
+        steps=config.steps,
+    )
+    store = Store(pathlib.Path(config.run) / "checkpoints", config.checkpoint)
+    try:
+        _train(config, parts, source, store, console)
+    except DivergedError as error:
+        raise DivergedError(f"{error}. {_how_to_go_on(store)}") from None
+    finally:
+        store.close()
+
+
+def _how_to_go_on(store: Store) -> str:
+    store.wait()
+    advice = "a lower --optim.learning-rate or --optim.clip-norm, or a longer warm-up"
+    if not store.steps():
+        return f"There is no checkpoint yet: start again with {advice}"
+    good = store.folder / str(store.steps()[-1])
+    return f"The last good checkpoint is {good}: use --run NEW --start-from {good} with {advice}"
+
+
+def _train(
+    config: TrainConfig, parts: Assembled, source: Source, store: Store, console: Console
+) -> None:
+    start = store.latest() or 0
+    if start >= config.steps:
+        done = f"{start} of {config.steps} steps are done"
+        console.print(f"{config.run} is finished: {done}", soft_wrap=True)
+        return
+    state, position = _start(config, parts, store, start)
+    if start:
+        console.print(f"{config.run}: going on from step {start}", soft_wrap=True)
+    feed = _feed(config, parts, source, position)
+    figures = Figures(pathlib.Path(config.run), start)
+    line = Line(console, config.steps, start)
+    stopwatch = Stopwatch()
+    found: dict[int, dict[str, float]] = {}
+    log = LogHook(
+        config.log_every,
+        batch=config.batch,
+        steps=config.steps,
+        start=start,
+        feed=feed,
+        figures=figures,
+        line=line,
+        stopwatch=stopwatch,
+        warn=console.print,
+    )
+    evaluate = evaluator(config, parts, warn=console.print)
+    evals = [
+        EvalHook(
+            value.every_steps or 0,
+            name,
+            evaluate,
+            found=found,
+            figures=figures,
+            stopwatch=stopwatch,
+        )
+        for name, value in config.evals.items()
+    ]
+    save = SaveHook(
+        config.checkpoint.every_steps,
+        store,
+        feed=feed,
+        config=to_data(config),
+        found=found,
+        stopwatch=stopwatch,
+    )
+    step = compiled_apart(parts.step, stopwatch)
+    try:  # What is saved has been seen: log, then evaluate, then save.
+        fit(state, feed, step, steps=config.steps, hooks=[log, *evals, save])
+        if config.steps in found:
+            write_figures(pathlib.Path(config.run) / "eval.json", found[config.steps])
+    finally:
+        line.close()
+        figures.close()
+        feed.close()
+
+
+def _start(config: TrainConfig, parts: Assembled, store: Store, step: int) -> tuple[State, Any]:
+    """State and data position as saved at `step`; at step 0 fresh, or with others' parameters."""
+    want = parts.abstract
+    if step == 0 and config.start_from:
+        folder = checkpoint_folder(config.start_from)
+        fresh = parts.init()
+        return State(fresh.step, load_params(folder, want.params), fresh.opt), None
+    if step == 0:
+        return parts.init(), None
+    params, progress, position = store.restore(
+        step, params=want.params, progress={"step": want.step, "opt": want.opt}
+    )
+    return State(progress["step"], params, progress["opt"]), position
+
+
+def _feed(config: TrainConfig, parts: Assembled, source: Source, position: Any) -> Feed:
+    """Batches from a saved position on, or from the beginning."""
+    batches = train_batches(
+        source,
+        batch=config.batch,
+        seed=config.seed,
+        recipe=config.recipe,
+        augment=config.augment,
+        tokenizer=config.tokenizer,
+        pipeline=config.pipeline,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    groups = batch_parts(config.rules, parts.mesh) // jax.process_count()
+    arrange = dict if config.packing is None else partial(config.packing, groups=groups)
+    return Feed(batches, parts.batch_sharding, position=position, arrange=arrange)
+
+
+def evaluator(
+    config: TrainConfig, parts: Assembled, warn: Callable[[str], None]
+) -> Callable[[Any, str], Mapping[str, float]]:
+    """`(params, name) -> figures` of one of the run's evaluations, on the run's mesh."""
+
+    def on_mesh(rows: Any) -> jax.Array:
+        return place_batch({"rows": rows}, parts.batch_sharding)["rows"]
+
+    encoders = Encoders(parts.model, config.recipe, on_mesh)
+
+    def evaluate(params: Any, name: str) -> Mapping[str, float]:
+        embedder = encoders.bind(params, config.tokenizer, config.eval_batch, warn=warn)
+        return run_evals(config.evals, config.data, embedder, [name])
+
+    return evaluate
+
+
+def check_vocabulary(config: TrainConfig) -> None:
+    """Raises ValueError if the tokenizer has ids that the model has no embedding for."""
+    ids, rows = config.tokenizer.vocab_size, config.model.text.vocab_size
+    if ids > rows:
+        raise ValueError(f"the tokenizer has {ids} ids, model.text.vocab_size is {rows}")

@@ -1,0 +1,156 @@
+"""Figures of a run: to `metrics.jsonl`, to TensorBoard, and to the line one watches."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from clip_jax.data.feed import Feed
+from clip_jax.train.state import State
+from clip_jax.train.step import Metrics, Step
+
+
+class Stopwatch:
+    """Seconds spent training: what runs inside `pause` does not count."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock, self._start, self._paused = clock, clock(), 0.0
+
+    def seconds(self) -> float:
+        """Since the stopwatch was made."""
+        return self._clock() - self._start - self._paused
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the time until the block ends."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+
+def compiled_apart(step: Step, stopwatch: Stopwatch) -> Step:
+    """`step`, whose first call, in which it is compiled, does not count as training time."""
+    steps = iter([step])
+
+    def call(state: State, batch: Mapping[str, Any]) -> tuple[State, Metrics]:
+        if next(steps, None) is None:
+            return step(state, batch)
+        with stopwatch.pause():
+            return jax.block_until_ready(step(state, batch))
+
+    return call
+
+
+class Figures:
+    """Appends figures to `metrics.jsonl` and TensorBoard events in the run folder."""
+
+    def __init__(self, folder: pathlib.Path, start: int):
+        """Forget lines after step `start`: that part of the run is about to be done again."""
+        from tensorboardX import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """One line, one event; on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self._file.close()
+        self._board.close()
+
+
+def _whole_lines(path: pathlib.Path) -> list[str]:
+    """Lines that were written to their end; a killed process may leave half of one."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Line:
+    """The progress line; on a terminal it stays in place, elsewhere it is printed now and then."""
+
+    def __init__(self, console: Console, steps: int, start: int, every_s: float = 10.0):
+        self._console, self._steps, self._every_s = console, steps, every_s
+        self._printed = -every_s
+        columns = BarColumn(bar_width=20), TextColumn("{task.description}")
+        self._live = Progress(*columns, console=console) if console.is_terminal else None
+        if self._live:
+            self._task = self._live.add_task("compiling", total=steps, completed=start)
+            self._live.start()
+
+    def show(self, step: int, figures: Mapping[str, float], seconds: float, left_s: float) -> None:
+        """Show figures of a step, `seconds` into the run and `left_s` before its end."""
+        text = (
+            f"step {step}/{self._steps}  loss {figures['loss']:.3f}  "
+            f"acc {100 * figures['accuracy']:.0f}%  lr {figures['learning_rate']:.1e}  "
+            f"temp {figures['temperature']:.3f}  {figures['pairs_per_s']:,.0f} pairs/s  "
+            f"wait {100 * figures['data_wait']:.0f}%  left {timedelta(seconds=round(left_s))}"
+        )
+        if figures["skipped"]:
+            text += f"  skipped {figures['skipped']:.0f}"
+        if self._live:
+            self._live.update(self._task, completed=step, description=text)
+        elif seconds - self._printed >= self._every_s or step == self._steps:
+            self._printed = seconds
+            self._console.print(text, soft_wrap=True, highlight=False)
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self._live:
+            self._live.stop()
+
+
+class LogHook:
+    """Writes and shows the metrics of every `every`-th step."""
+
+    def __init__(
+        self,
+        every: int,
+        *,
+        batch: int,
+        steps: int,
+        start: int,
+        feed: Feed,
+        figures: Figures,
+        line: Line,
+        stopwatch: Stopwatch,
+        warn: Callable[[str], None],
+    ):
+        self.every = every
+        self._batch, self._steps, self._feed = batch, steps, feed
+        self._figures, self._line, self._stopwatch, self._warn = figures, line, stopwatch, warn
+        self._before = start + 1, stopwatch.seconds(), feed.wait_s  # See `compiled_apart`.
+
+    def __call__(self, done: int, state: State, metrics: Metrics) -> None:
+        figures = {name: float(value) for name, value in metrics.items()}  # Waits for the step.
+        step, seconds, waited = self._before
+        self._before = done, self._stopwatch.seconds(), self._feed.wait_s
+        elapsed, steps = self._before[1] - seconds, done - step
+        figures["pairs_per_s"] = self._batch * steps / elapsed
+        figures["data_wait"] = min(1.0, (self._feed.wait_s - waited) / elapsed)
+        figures["skipped"] = self._feed.position["skipped"]
+        figures["captions_cut"] = self._feed.position["cut"]
+        self._figures.write(done, figures)
+        left_s = (self._steps - done) * elapsed / max(steps, 1)
+        self._line.show(done, figures, self._before[1], left_s)
+        for message in self._feed.take_messages():
+            self._warn(f"skipped {message}")

@@ -1,0 +1,61 @@
+"""The training algorithm, whole, on one page."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Array
+
+from clip_jax.train.state import State
+from clip_jax.train.step import Metrics, Step
+
+
+class DivergedError(Exception):
+    """The loss, its gradient or the update is no longer a finite number."""
+
+
+@runtime_checkable
+class Hook(Protocol):
+    """Something that wants to look at the run now and then (log, save, evaluate)."""
+
+    every: int
+    """In steps; 0 for the last step alone."""
+
+    def __call__(self, done: int, state: State, metrics: Metrics) -> None: ...
+
+
+def require_finite(done: int, metrics: Metrics) -> None:
+    """Raises DivergedError naming the step; waits for that step to end."""
+    for name in ("loss", "grad_norm", "update_norm"):
+        if not math.isfinite(value := float(metrics[name])):
+            raise DivergedError(f"step {done}: {name} is {value}")
+
+
+def fit(
+    state: State,
+    batches: Iterator[Mapping[str, Array]],
+    step: Step,
+    *,
+    steps: int,
+    hooks: Sequence[Hook] = (),
+) -> State:
+    """Train until `steps` updates, from wherever `state.step` already is.
+
+    Metrics are looked at one step late, so that the device always has work queued
+    and the host is never more than one step ahead.
+
+    Raises:
+      DivergedError: a loss or gradient is not finite; no hook has seen the step's state.
+    """
+    before: tuple[int, Metrics] | None = None
+    for done in range(int(state.step) + 1, steps + 1):
+        state, metrics = step(state, next(batches))
+        if before:
+            require_finite(*before)
+        before = done, metrics
+        due = [h for h in hooks if done == steps or (h.every and done % h.every == 0)]
+        if due:
+            require_finite(done, metrics)
+        for hook in due:
+            hook(done, state, metrics)
+    return state

@@ -1,0 +1,222 @@
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from clip_jax import cli
+from clip_jax.cli import eval as eval_command
+from clip_jax.cli import process
+from clip_jax.cli import train as train_command
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = '''
+import dataclasses
+import pathlib
+import runpy
+
+from clip_jax.data import Digits
+from clip_jax.models.transformer import StackConfig
+from clip_jax.sharding.rules import FSDP
+
+
+def get_config():
+    """The demo's config, made tiny."""
+    demo = runpy.run_path("DEMO")["get_config"]()
+    stack = StackConfig(width=16, layers=1, heads=2)
+    model = dataclasses.replace(
+        demo.model,
+        image=dataclasses.replace(demo.model.image, stack=stack, patch_size=16),
+        text=dataclasses.replace(demo.model.text, stack=stack),
+        embed_dim=16,
+    )
+    evals = {name: dataclasses.replace(e, every_steps=2) for name, e in demo.evals.items()}
+    return dataclasses.replace(
+        demo,
+        data=Digits(colourings=1),
+        run="unset",
+        steps=4,
+        batch=16,
+        model=model,
+        rules=FSDP,
+        evals=evals,
+        log_every=1,
+    )
+'''
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG.replace("DEMO", str(ROOT / "configs" / "digits.py")))
+    return path
+
+
+def script(name, *args, **env):
+    return subprocess.run(
+        [sys.executable, ROOT / name, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    return run, script("train.py", config, "--run", run)
+
+
+def test_training_from_the_command_line_leaves_figures_and_pictures(trained):
+    run, ran = trained
+    assert ran.returncode == 0, ran.stderr
+    for word in ("loss", "acc", "lr", "temp", "pairs/s", "wait", "left", "step 4/4"):
+        assert word in ran.stdout
+    assert "unseen_images" in ran.stdout
+    pictures = [line.split()[-1] for line in ran.stdout.splitlines() if "picture:" in line]
+    assert {pathlib.Path(p).name for p in pictures} >= {"loss.png", "schedule.png"}
+    assert all(pathlib.Path(p).stat().st_size > 1000 for p in pictures)
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(config, trained):
+    ran = script("train.py", config, "--run", trained[0])
+    assert ran.returncode == 0
+    assert "is finished: 4 of 4 steps are done" in ran.stdout
+
+
+def test_another_config_on_the_same_folder_is_refused(config, trained, capsys):
+    argv = [str(config), "--run", str(trained[0]), "--optim.learning-rate", "0.5"]
+    assert train_command.main(argv) == 1
+    assert "optim.learning_rate: 0.0015 -> 0.5" in capsys.readouterr().err
+
+
+def test_a_misspelt_field_names_the_nearest_and_nothing_is_written(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        train_command.main([str(config), "--run", str(run), "--optim.learning-rat", "0.5"])
+    assert stop.value.code == 2 and not run.exists()
+    assert "--optim.learning-rate" in capsys.readouterr().err
+
+
+def test_a_wrong_type_names_the_field(config, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_command.main([str(config), "--steps", "many"])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "--steps" in said.err + said.out and "many" in said.err + said.out
+
+
+def test_evaluating_writes_the_figures_that_the_readme_names(trained, tmp_path):
+    run = trained[0]
+    ran = script("eval.py", run)
+    assert ran.returncode == 0, ran.stderr
+    figures = json.loads((run / "eval.json").read_text())
+    assert {
+        "zero_shot/unseen_images/acc1",
+        "zero_shot/unseen_combinations/acc1",
+        "retrieval/test/image_to_text_recall@1",
+        "retrieval/test/text_to_image_recall@1",
+    } <= set(figures)
+    assert all(isinstance(value, float) for value in figures.values())
+    written = [line.split()[-1] for line in ran.stdout.splitlines() if "written:" in line]
+    assert {pathlib.Path(p).name for p in written} >= {"eval.json", "test_text_to_image.png"}
+    assert all(pathlib.Path(p).exists() for p in written)
+    # What training measured at its last step is what the saved model gives.
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained_figures = {k: v for line in last if line["step"] == 4 for k, v in line.items()}
+    for name, value in figures.items():
+        assert trained_figures[name] == pytest.approx(value, abs=0.02), name
+
+
+def test_one_evaluation_of_an_older_checkpoint_goes_to_a_folder_of_its_own(trained, tmp_path):
+    run = trained[0]
+    before = (run / "eval.json").read_text()
+    newest = run / "checkpoints" / "4"
+    assert eval_command.main([str(newest), "--evals", "unseen_images"]) == 0
+    assert (run / "eval.json").read_text() == before
+    figures = json.loads((run / "eval" / "4" / "eval.json").read_text())
+    assert all(name.startswith("zero_shot/unseen_images/") for name in figures)
+
+
+def test_what_cannot_be_evaluated_is_said(trained, tmp_path, capsys):
+    assert eval_command.main([str(tmp_path / "nowhere")]) == 1
+    assert "nowhere does not exist: give a run folder" in capsys.readouterr().err
+    assert eval_command.main([str(trained[0]), "--evals", "unseen_image"]) == 1
+    assert "nearest: 'unseen_images'" in capsys.readouterr().err
+    assert eval_command.main([str(trained[0]), "--data.root", "x"]) == 1
+    assert "--data.root: Digits reads no folder" in capsys.readouterr().err
+
+
+def test_a_missing_config_or_data_folder_is_named(config, tmp_path, capsys):
+    assert train_command.main([str(tmp_path / "no.py")]) == 1
+    assert "no.py" in capsys.readouterr().err
+    argv = [str(ROOT / "configs" / "flickr8k.py"), "--run", str(tmp_path / "run")]
+    assert train_command.main([*argv, "--data.root", str(tmp_path / "photos")]) == 1
+    assert str(tmp_path / "photos") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_console_command_knows_its_commands(capsys):
+    for argv, status in ([], 2), (["trian"], 2), (["--help"], 0):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(argv)
+        assert stop.value.code == status
+        said = capsys.readouterr()
+        assert "clip-jax train" in said.out + said.err
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", "nowhere"])
+    assert stop.value.code == 1
+
+
+def test_a_vocabulary_is_trained_from_the_captions_of_a_config(config, tmp_path):
+    from clip_jax.tokenizers import SentencePiece
+
+    out = tmp_path / "digits.model"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["tokenizer", str(config), str(out), "--vocab-size", "70"])
+    assert stop.value.code == 0
+    assert SentencePiece(model=str(out)).vocab_size == 70
+
+
+def test_a_process_starts_over_once_with_huge_pages_and_keeps_its_arguments():
+    code = (
+        "import os, sys; from clip_jax.cli.process import use_huge_pages; "
+        "use_huge_pages(); print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "a b", "c"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    )
+    tunables = process.HUGE_PAGES if sys.platform == "linux" else None
+    assert ran.stdout.strip() == f"{tunables} ['a b', 'c']"
+    env["GLIBC_TUNABLES"] = "glibc.malloc.check=0"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
+    )
+    assert ran.stdout.strip() == "glibc.malloc.check=0 []"
+
+
+def test_a_loss_that_diverges_stops_the_run_and_says_how_to_go_on(config, tmp_path):
+    run = tmp_path / "run"
+    wild = ["--optim.learning-rate", "1e30", "--optim.clip-norm", "None"]
+    often = ["--checkpoint.every-steps", "1", "--optim.schedule.warmup", "2"]
+    ran = script("train.py", config, "--run", run, *wild, *often)
+    assert ran.returncode == 1
+    step = int(
+        re.search(r"error: step (\d): (loss|grad_norm|update_norm) is (nan|inf)", ran.stderr)[1]
+    )
+    good = run / "checkpoints" / str(step - 1)
+    assert f"The last good checkpoint is {good}: use --run NEW --start-from" in ran.stderr
+    assert sorted(p.name for p in (run / "checkpoints").iterdir())[-1] == good.name
+    calm = ["--run", str(tmp_path / "new"), "--start-from", str(good), "--steps", "1"]
+    assert train_command.main([str(config), *calm]) == 0

@@ -1,0 +1,138 @@
+"""Every test sees 8 simulated devices, and rank promotion is an error."""
+
+import os
+
+# Tiny programs: compiling them well takes longer than running them badly.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Two programs under way at once on 8 simulated devices can starve each other's collectives.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+
+import dataclasses
+import pathlib
+import tempfile
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+_COMPILED = tempfile.TemporaryDirectory(prefix="clip_jax_tests_")
+# Equal programs are compiled once in the whole suite, also by the processes that tests start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real data and reference figures beside the checkout."""
+    if not SHARED.exists():
+        pytest.skip("the data folder beside the checkout is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A CLIP of 4 patches and 8 tokens that compiles in a second; dropout is on."""
+    from clip_jax.models.clip import ClipConfig
+    from clip_jax.models.text import TextConfig
+    from clip_jax.models.transformer import StackConfig
+    from clip_jax.models.vit import ViTConfig
+
+    stack = StackConfig(width=16, layers=2, heads=2, dropout=0.1)
+    return ClipConfig(
+        image=ViTConfig(image_size=8, patch_size=4, stack=stack),
+        text=TextConfig(context_length=8, vocab_size=64, stack=stack),
+        embed_dim=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny):
+    from clip_jax.models.clip import init_params
+
+    return jax.jit(lambda: init_params(tiny, jax.random.key(0)))()
+
+
+@pytest.fixture
+def variant():
+    """`variant(config, **{"image.pool": "map"})`: a nested copy with some fields changed."""
+
+    def change(config, **fields):
+        for path, value in fields.items():
+            head, _, rest = path.partition(".")
+            if rest:
+                value = change(getattr(config, head), **{rest: value})
+            config = dataclasses.replace(config, **{head: value})
+        return config
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory):
+    """`experiment(run, **fields)`: a config that trains on digits in seconds, dropout on."""
+    from clip_jax.checkpoint.store import CheckpointConfig
+    from clip_jax.data import Digits
+    from clip_jax.eval.retrieval import Retrieval
+    from clip_jax.eval.zero_shot import ZeroShot
+    from clip_jax.models.clip import ClipConfig
+    from clip_jax.models.text import TextConfig
+    from clip_jax.models.transformer import StackConfig
+    from clip_jax.models.vit import ViTConfig
+    from clip_jax.optim.build import OptimConfig
+    from clip_jax.preprocess.recipe import Recipe
+    from clip_jax.tokenizers import SentencePiece, sentencepiece
+    from clip_jax.train.experiment import TrainConfig
+
+    vocabulary = str(tmp_path_factory.mktemp("vocabulary") / "digits.model")
+    source = Digits(colourings=1).open("train")
+    captions = (text for i in range(300) for text in source[i].texts)
+    sentencepiece.train(captions, vocabulary, vocab_size=60, context_length=8)
+    stack = StackConfig(width=16, layers=2, heads=2, dropout=0.1)
+    config = TrainConfig(
+        run="unset",
+        steps=10,
+        batch=16,
+        data=Digits(colourings=1),
+        recipe=Recipe(size=16),
+        tokenizer=SentencePiece(model=vocabulary, context_length=8),
+        model=ClipConfig(
+            image=ViTConfig(image_size=16, patch_size=8, stack=stack),
+            text=TextConfig(
+                context_length=8, vocab_size=64, stack=stack, pool="last", causal=False
+            ),
+            embed_dim=8,
+        ),
+        optim=OptimConfig(learning_rate=1e-2),
+        checkpoint=CheckpointConfig(every_steps=5),
+        evals={
+            "unseen_images": ZeroShot(split="unseen_images", every_steps=5),
+            "test": Retrieval(split="test", ks=(1, 5)),
+        },
+        log_every=2,
+    )
+
+    def change(run, **fields):
+        return dataclasses.replace(config, run=str(run), **fields)
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def finished(experiment, tmp_path_factory):
+    """The config of a run of ten steps without a break."""
+    from rich.console import Console
+
+    from clip_jax.train.experiment import train
+
+    folder = tmp_path_factory.mktemp("finished")
+    config = experiment(folder / "run")
+    with (folder / "log").open("w") as log:
+        train(config, Console(file=log))
+    return config

@@ -1,0 +1,196 @@
+import dataclasses
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax.eval.embed import unit
+
+
+@pytest.fixture(scope="module")
+def projection():
+    return jax.random.normal(jax.random.key(0), (8 * 8 * 3, 5))
+
+
+@pytest.fixture
+def jitted(toy, projection):
+    """A compiled image tower that notes the shapes it was traced with."""
+    shapes = []
+
+    @jax.jit
+    def image_fn(images):
+        shapes.append(images.shape)
+        return (jnp.reshape(images / 255.0, (len(images), -1)) @ projection).astype(jnp.bfloat16)
+
+    return toy.embedder(image_fn=image_fn), shapes
+
+
+def pictures(n):
+    rng = np.random.default_rng(n)
+    return [rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) for _ in range(n)]
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 11])
+def test_any_number_of_pictures_equals_one_by_one(jitted, n):
+    embedder, shapes = jitted
+    items = pictures(n)
+    rows = embedder.images(iter(items))
+    assert rows.shape == (n, 5)
+    assert rows.dtype == np.float32
+    assert set(shapes) == {(4, 8, 8, 3)}
+    single = np.concatenate([np.zeros((0, 5))] + [embedder.images([item]) for item in items])
+    np.testing.assert_allclose(rows, single, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 13])
+def test_each_distinct_text_is_embedded_once_and_order_is_kept(toy, n):
+    seen, sizes = [], []
+
+    def tokenizer(texts):
+        seen.extend(texts)
+        return np.array([[len(text), ord(text[0]), 1] for text in texts], np.int32)
+
+    def text_fn(tokens):
+        sizes.append(tokens.shape)
+        return tokens.astype(np.float32)
+
+    embedder = toy.embedder(tokenizer=tokenizer, text_fn=text_fn)
+    texts = [name * (1 + number % 3) for number, name in enumerate("abcabcabcaabz"[:n])]
+    rows = embedder.texts(texts)
+    expected = np.array([[len(t), ord(t[0]), 1] for t in texts], np.float64).reshape(n, 3)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+    assert set(sizes) == {(4, 3)}
+    if n:
+        assert seen == list(dict.fromkeys(texts))
+
+
+def test_a_short_batch_is_filled_with_its_last_row(toy):
+    seen = []
+
+    def image_fn(images):
+        seen.append(images[:, 0, 0, 0].tolist())
+        return images[:, 0, 0, :].astype(np.float32)
+
+    grey = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3, 4, 5, 6)]
+    toy.embedder(image_fn=image_fn).images(grey)
+    assert seen == [[1, 2, 3, 4], [5, 6, 6, 6]]
+
+
+def test_progress_counts_real_items_not_padding(toy):
+    told = []
+    embedder = toy.embedder(progress=lambda *news: told.append(news))
+    embedder.images(pictures(6))
+    embedder.images(iter(pictures(2)))
+    embedder.texts(["red", "red", "blue"])
+    assert told == [("images", 4, 6), ("images", 6, 6), ("images", 2, None), ("texts", 2, 2)]
+
+
+def test_a_source_keeps_words_and_leaves_out_bad_samples(toy):
+    entries = [
+        toy.sample("red", label=3),
+        "sample 'cut': tar member ends early",
+        dataclasses.replace(toy.sample("green", "odd"), image=b"no picture"),
+        toy.sample("blue", texts=("a", "b")),
+        toy.sample("white", texts=()),
+    ]
+    embedder = toy.embedder()
+    found = embedder.source(
+        toy.entries(entries), lambda sample: None if sample.texts else "it has no caption"
+    )
+    assert found.indices == (0, 3)
+    assert found.keys == ("red", "blue")
+    assert found.texts == (("something red",), ("a", "b"))
+    assert found.labels == (3, None)
+    assert found.skipped == (
+        "sample 'cut': tar member ends early",
+        "sample 'odd': cannot be decoded",
+        "sample 'white': it has no caption",
+    )
+    np.testing.assert_allclose(found.images, embedder.images([entries[0].image, entries[3].image]))
+
+
+def test_a_split_tells_what_was_left_out(toy):
+    told = []
+    entries = [toy.sample("red"), *(f"sample {n}: broken" for n in range(7))]
+    toy.embedder(warn=told.append).split(toy.dataset({"test": entries}), "test")
+    broken = "; ".join(f"sample {n}: broken" for n in range(5))
+    assert told == [f"split 'test': 7 left out: {broken}; and 2 more"]
+
+
+def test_a_warning_is_given_where_nobody_else_listens(toy):
+    dataset = toy.dataset({"test": [toy.sample("red"), "sample 1: broken"]})
+    with pytest.warns(UserWarning, match="^split 'test': 1 left out: sample 1: broken$"):
+        toy.embedder().split(dataset, "test")
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ([], "split 'test' holds no usable sample"),
+        (["sample 0: broken"], "split 'test' holds no usable sample; 1 left out: sample 0: broken"),
+    ],
+)
+def test_a_split_without_samples_is_an_error(toy, entries, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        toy.embedder().split(toy.dataset({"test": entries}), "test")
+
+
+def test_an_error_in_a_users_own_picture_is_raised(toy):
+    with pytest.raises(ValueError, match=r"^cannot be decoded$"):
+        toy.embedder().images([*pictures(5), b"no picture"])
+
+
+def test_a_programming_error_is_not_taken_for_a_bad_sample(toy):
+    def broken(image):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        toy.embedder(prepare=broken).source(toy.entries([toy.sample("red")]))
+
+
+def test_an_endless_iterator_is_read_only_a_little_ahead(toy):
+    asked, lock = [], threading.Lock()
+
+    def endless():
+        while True:
+            with lock:
+                asked.append(len(asked))
+            yield np.zeros((4, 4, 3), np.uint8)
+
+    class Enough(Exception):
+        pass
+
+    def image_fn(images):
+        raise Enough
+
+    with pytest.raises(Enough):
+        toy.embedder(image_fn=image_fn).images(endless())
+    assert len(asked) <= 3 * 4 + 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_embeddings_without_direction_are_an_error(toy, bad):
+    def image_fn(images):
+        rows = images[:, 0, 0, :].astype(np.float32) + 1
+        rows[images[:, 0, 0, 0] == 77] = bad
+        return rows
+
+    items = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3, 4, 77, 6, 77)]
+    message = "2 of 7 embeddings of images are NaN, infinite or zero; the first is row 4"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        toy.embedder(image_fn=image_fn).images(items)
+
+
+def test_unit_does_not_overflow_or_vanish():
+    rows = unit(np.array([[1e30, 1e30], [1e-30, 0]], np.float32), "things")
+    np.testing.assert_allclose(rows, [[0.5**0.5, 0.5**0.5], [1, 0]], rtol=1e-6)
+
+
+def test_sizes_must_be_positive(toy):
+    message = "^an embedder needs at least 1: batch 0, threads -1$"
+    with pytest.raises(ValueError, match=message):
+        toy.embedder(batch=0, threads=-1)

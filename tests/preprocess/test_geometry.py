@@ -1,0 +1,185 @@
+import io
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.preprocess import geometry
+
+
+def pillow(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_gives_exactly_pillows_pixels(photo, encode, subsampling, progressive):
+    data = encode(photo, "JPEG", quality=83, subsampling=subsampling, progressive=progressive)
+    np.testing.assert_array_equal(geometry.decode(data), pillow(data))
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_give_exactly_pillows_pixels(photo, encode, form):
+    data = encode(photo, form)
+    np.testing.assert_array_equal(geometry.decode(data), pillow(data))
+
+
+@pytest.mark.parametrize("form, options", [("L", {}), ("RGB", {"keep_rgb": True})])
+def test_jpegs_of_other_colour_spaces_give_exactly_pillows_pixels(photo, encode, form, options):
+    data = encode(Image.fromarray(photo).convert(form), "JPEG", **options)
+    np.testing.assert_array_equal(geometry.decode(data), pillow(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "1"])
+def test_grey_and_cmyk_end_as_rgb(photo, encode, mode):
+    data = encode(Image.fromarray(photo).convert(mode), "TIFF")
+    np.testing.assert_array_equal(geometry.decode(data), pillow(data))
+    assert geometry.decode(data).shape == (43, 61, 3)
+
+
+def test_cmyk_jpeg_is_read_behind_the_fast_decoder(photo, encode):
+    data = encode(Image.fromarray(photo).convert("CMYK"), "JPEG", quality=95)
+    np.testing.assert_array_equal(geometry.decode(data), pillow(data))
+    np.testing.assert_array_equal(geometry.decode(data, min_side=10), pillow(data))
+
+
+def test_transparency_is_dropped_not_blended(photo, encode):
+    alpha = np.full((43, 61, 1), 3, np.uint8)
+    data = encode(np.concatenate([photo, alpha], -1), "PNG")
+    np.testing.assert_array_equal(geometry.decode(data), photo)
+
+
+def test_palette_with_transparency_keeps_its_colours_without_a_warning(encode):
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 30, 10, 5, 90, 250])
+    image.putpixel((1, 0), 1)
+    data = encode(image, "PNG", transparency=b"\x00\x80")
+    np.testing.assert_array_equal(geometry.decode(data), [[[200, 30, 10], [5, 90, 250]]])
+
+
+def test_sixteen_bit_grey_keeps_its_upper_bits(encode):
+    image = Image.fromarray(np.array([[0, 255, 256, 40_000, 65_535]], np.uint16))
+    pixels = geometry.decode(encode(image, "PNG"))
+    np.testing.assert_array_equal(pixels[..., 0], [[0, 0, 1, 156, 255]])
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_animation_gives_its_first_frame(encode):
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (geometry.decode(data) == [255, 0, 0]).all()
+
+
+def test_exif_orientation_is_ignored(photo, encode):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turn by 90 degrees.
+    data = encode(photo, "JPEG", exif=exif)
+    np.testing.assert_array_equal(geometry.decode(data), pillow(data))
+    assert geometry.decode(data).shape == (43, 61, 3)
+
+
+def test_reduced_decoding_keeps_the_least_side_and_the_picture(encode):
+    y, x = np.mgrid[0:480, 0:640]
+    big = np.stack([x * 255 // 639, y * 255 // 479, (x + y) * 255 // 1118], -1).astype(np.uint8)
+    data = encode(big, "JPEG", quality=95)
+    small = geometry.decode(data, min_side=100)
+    assert 100 <= min(small.shape[:2]) < 240
+    exact = np.asarray(Image.fromarray(big).resize(small.shape[1::-1], Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - exact).mean() < 2
+
+
+def test_reduced_decoding_never_enlarges(photo, encode):
+    data = encode(photo, "JPEG")
+    np.testing.assert_array_equal(geometry.decode(data, min_side=1000), geometry.decode(data))
+
+
+def test_no_bytes_are_called_empty():
+    with pytest.raises(ValueError, match=r"^the image file is empty$"):
+        geometry.decode(b"")
+
+
+@pytest.mark.parametrize("data", [b"<html>404</html>", b"\xff\xd8", b"\xff\xd8\xff\xe0rubbish"])
+def test_what_is_no_picture_is_refused_with_its_first_bytes(data):
+    with pytest.raises(ValueError, match="cannot decode the image: ") as caught:
+        geometry.decode(data)
+    assert "Error" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_file_cut_in_half_is_refused(photo, encode, form):
+    data = encode(photo, form)
+    with pytest.raises(ValueError, match="cannot decode the image: "):
+        geometry.decode(data[: len(data) // 2])
+
+
+def test_flipped_bits_either_decode_or_raise_valueerror(photo, encode):
+    rng = np.random.default_rng(0)
+    for form in ("JPEG", "PNG", "WEBP", "GIF"):
+        good = np.frombuffer(encode(photo, form), np.uint8)
+        for _ in range(60):
+            bad = good.copy()
+            bad[rng.integers(len(bad), size=4)] = rng.integers(256, size=4)
+            try:
+                pixels = geometry.decode(bad.tobytes())
+            except ValueError:
+                continue
+            assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+
+
+def png_chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width, height):
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", size) + png_chunk(b"IDAT", b"")
+
+
+def test_a_decompression_bomb_is_refused_before_it_unfolds():
+    with pytest.raises(ValueError, match="decompression bomb"):
+        geometry.decode(png_header(60_000, 60_000))
+
+
+def test_a_bomb_among_jpegs_is_refused_too(encode, monkeypatch, photo):
+    monkeypatch.setattr(geometry, "MAX_PIXELS", 1000)
+    message = "cannot decode the image: 61 x 43 pixels; allowed are 1 to 1,000 in all"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        geometry.decode(encode(photo, "JPEG"))
+
+
+def test_arrays_of_other_shapes_and_types_are_named():
+    for wrong in (np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
+        message = re.escape(f"got {wrong.dtype} {wrong.shape}")
+        with pytest.raises(ValueError, match=message):
+            geometry.as_rgb(wrong)
+    with pytest.raises(ValueError, match="0 x 5 pixels"):
+        geometry.as_rgb(np.zeros((5, 0, 3), np.uint8))
+
+
+def test_resizing_a_box_of_the_same_size_is_a_crop(photo):
+    np.testing.assert_array_equal(
+        geometry.resize(photo, 9, 7, box=(5, 3, 14, 10)), photo[3:10, 5:14]
+    )
+
+
+@pytest.mark.parametrize("shape", [(43, 61), (61, 43), (50, 50), (31, 224), (2, 9), (225, 224)])
+def test_shortest_side_cuts_the_middle(shape):
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    size = 32
+    height, width = shape
+    if width <= height:
+        wide, tall = size, int(size * height / width)
+    else:
+        wide, tall = int(size * width / height), size
+    whole = Image.fromarray(image).resize((wide, tall), Image.Resampling.BICUBIC)
+    left, top = round((wide - size) / 2.0), round((tall - size) / 2.0)
+    expected = whole.crop((left, top, left + size, top + size))
+    np.testing.assert_array_equal(geometry.shortest_side(image, size), expected)
+
+
+def test_a_sliver_is_refused_instead_of_filling_memory():
+    with pytest.raises(ValueError, match=r"1120000 x 224 pixels"):
+        geometry.shortest_side(np.zeros((1, 5000, 3), np.uint8), 224)
