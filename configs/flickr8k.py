@@ -29,10 +29,10 @@ EPOCHS, IMAGES, BATCH = 30, 6000, 256
 def get_config() -> TrainConfig:
     """15.1 million parameters, most of them in the token embedding."""
     stack = StackConfig(width=192, layers=6, heads=3, unroll=6)
-    per_epoch = IMAGES / BATCH
+    five_epochs = round(5 * IMAGES / BATCH)
     return TrainConfig(
         run="runs/flickr8k",
-        steps=round(EPOCHS * per_epoch),
+        steps=EPOCHS // 5 * five_epochs,
         batch=BATCH,
         data=TarShards(root="data/flickr8k", caption_key="captions"),
         recipe=Recipe(size=96),
@@ -49,5 +49,5 @@ def get_config() -> TrainConfig:
             method=AdamW(weight_decay=0.2), learning_rate=1e-3, schedule=Cosine(warmup=0.1)
         ),
         checkpoint=CheckpointConfig(every_steps=100),
-        evals={"test": Retrieval(split="test", every_steps=round(5 * per_epoch))},
+        evals={"test": Retrieval(split="test", every_steps=five_epochs)},
     )

@@ -7,8 +7,6 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Two programs under way at once on 8 simulated devices can starve each other's collectives.
-os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 
 import dataclasses
 import pathlib
@@ -18,6 +16,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Two programs under way at once on 8 simulated devices can starve each other's collectives.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 _COMPILED = tempfile.TemporaryDirectory(prefix="clip_jax_tests_")
 # Equal programs are compiled once in the whole suite, also by the processes that tests start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name

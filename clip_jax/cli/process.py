@@ -22,6 +22,17 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def settle_simulated_devices() -> None:
+    """Run one program at a time where XLA_FLAGS simulates several devices on the CPU.
+
+    Two under way at once can starve each other's collectives for ever.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
     """Makes `main(argv) -> exit status` of a function: known errors become one message.
 
@@ -32,6 +43,7 @@ def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
         if argv is None:
             use_huge_pages()
             argv = sys.argv[1:]
+        settle_simulated_devices()
         from clip_jax.checkpoint.store import CheckpointError
         from clip_jax.train.loop import DivergedError
 

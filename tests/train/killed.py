@@ -13,10 +13,12 @@ import signal
 import sys
 import time
 
+import jax
 from rich.console import Console
 
 from clip_jax.train import experiment, hooks
 
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # As in conftest.py.
 path, step, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 config = pickle.loads(pathlib.Path(path).read_bytes())
 save = hooks.SaveHook.__call__
