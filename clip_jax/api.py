@@ -14,9 +14,9 @@ from jaxtyping import Float
 from clip_jax.checkpoint.start import checkpoint_folder, saved_config
 from clip_jax.checkpoint.store import load_params
 from clip_jax.config import from_data
+from clip_jax.eval import zero_shot
 from clip_jax.eval.embed import Embedder
 from clip_jax.eval.encoders import Encoders
-from clip_jax.eval.zero_shot import classifier
 from clip_jax.models.clip import CLIP, ClipConfig, init_params
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.tokenizers import Tokenizer, TokenizerConfig
@@ -48,6 +48,8 @@ class Clip:
         """
         if isinstance(images, (str, bytes)) or not isinstance(images, (Sequence, np.ndarray)):
             raise TypeError("encode_image takes a list of images; put a single one into a list")
+        if not len(images):
+            return self.embedder.images([])
         embedder = dataclasses.replace(self.embedder, prepare=self._prepare)
         return embedder.images(list(enumerate(images)))
 
@@ -81,9 +83,9 @@ class Clip:
           class_names: K names.
           templates: prompts with one placeholder, `{}`; their embeddings are averaged.
         """
-        weights = classifier(self.encode_text, class_names, templates)
-        logits = np.exp(self.params["logit_scale"]) * self.encode_image(images) @ weights.T
-        return np.asarray(jax.nn.softmax(logits, axis=-1))
+        weights = zero_shot.classifier(self.encode_text, class_names, templates)
+        scale = float(np.exp(self.params["logit_scale"]))
+        return zero_shot.classify(self.encode_image(images), weights, scale=scale)
 
     @functools.cached_property
     def embedder(self) -> Embedder:

@@ -38,7 +38,7 @@ class Store:
     """The checkpoints of one run folder, one sub-folder a step.
 
     Each holds `params`, `progress` (step and optimizer state), `position` (of the data
-    iterator) and `config`, so that a checkpoint alone can be loaded or continued.
+    iterator) and `config`, so that a checkpoint can be used without its run folder.
     """
 
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None):

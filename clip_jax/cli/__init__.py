@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from clip_jax.cli.process import use_huge_pages
+
 COMMANDS = {
     "train": "train or continue a run: clip-jax train configs/digits.py [--steps 100 ...]",
     "eval": "evaluate a run or checkpoint: clip-jax eval runs/digits",
@@ -12,7 +14,9 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run a subcommand; exits with its status."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        use_huge_pages()
+        argv = sys.argv[1:]
     if not argv or argv[0] not in COMMANDS:
         known = "\n".join(f"  clip-jax {name:10s} {what}" for name, what in COMMANDS.items())
         helped = bool(argv) and argv[0] in ("-h", "--help")

@@ -55,7 +55,7 @@ def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             return 130
         return 0
 

@@ -24,5 +24,10 @@ def main(argv: list[str]) -> None:
     config = override(load_config(options.config), moved, prog="clip-jax tokenizer")
     samples = (s for s in iterate(config.data.open("train")) if isinstance(s, Sample))
     captions = itertools.chain.from_iterable(sample.texts for sample in samples)
-    sentencepiece.train(captions, options.out, vocab_size=options.vocab_size)
+    given = config.tokenizer
+    clean = given.clean if isinstance(given, sentencepiece.SentencePiece) else "none"
+    length = config.tokenizer.context_length
+    sentencepiece.train(
+        captions, options.out, options.vocab_size, context_length=length, clean=clean
+    )
     print(f"written: {options.out} (use tokenizer=SentencePiece(model={options.out!r}))")

@@ -1,6 +1,8 @@
 """`train.py` and `clip-jax train`."""
 
+import pathlib
 import sys
+from typing import Any
 
 from clip_jax.cli.process import command
 
@@ -31,21 +33,26 @@ def main(argv: list[str]) -> None:
     from clip_jax.train.experiment import train
 
     console = Console(file=sys.stdout)
-    train(config, console)
-    _show(config.run, console)
+    try:
+        train(config, console)
+    except KeyboardInterrupt:
+        print("the same command goes on from the last checkpoint", file=sys.stderr)
+        raise
+    _show(config, console)
 
 
-def _show(run: str, console) -> None:
-    """Plots and figures of a finished run."""
-    import json
-    import pathlib
-
-    from clip_jax.eval.report import table
+def _show(config: Any, console: Any) -> None:
+    """Figures and pictures of a finished run."""
+    from clip_jax.api import load
+    from clip_jax.config import read_json
+    from clip_jax.eval.report import draw_evals, table
     from clip_jax.train.plots import plot_run
 
-    folder = pathlib.Path(run)
+    folder = pathlib.Path(config.run)
     pictures = plot_run(folder / "metrics.jsonl", folder / "plots")
-    if (folder / "eval.json").exists():
-        console.print(table(json.loads((folder / "eval.json").read_text())))
+    if config.evals:
+        console.print(table(read_json(folder / "eval.json")))
+        embedder = load(config.run, batch=config.eval_batch).embedder
+        pictures += draw_evals(config.evals, config.data, embedder, folder / "plots")
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)

@@ -31,9 +31,9 @@ GROUNDS = {
     "teal": (2, 68, 68),
 }
 """No word for a ground is a word for a stroke, so a caption that names one colour is clear."""
-HELD_OUT = tuple((digit, (3 * digit + 1) % len(COLORS)) for digit in range(len(DIGITS)))
-"""(digit, number of the stroke colour) never seen in training. A diagonal: every digit misses one
-colour, every colour one or two digits, so each is seen in training in all other company."""
+HELD_OUT = tuple(((3 * color + 1) % len(DIGITS), color) for color in range(len(COLORS)))
+"""(digit, number of the stroke colour) never seen in training. A diagonal: every colour misses
+one digit, no digit more than one colour, so each is seen in training in all other company."""
 CLASSES = tuple(f"{color} {digit}" for digit in DIGITS for color in COLORS)
 
 _SPLITS = ("train", "test", "unseen_images", "unseen_combinations")
@@ -82,7 +82,7 @@ class Digits:
     * `test`: each test image once, not in `HELD_OUT`, with one caption that names digit, colour and
       ground. No two captions are equal, so retrieval can be wholly right. Label: the digit.
     * `unseen_images`: the same pictures without captions; label: one of 10 digits.
-    * `unseen_combinations`: each test image in its digit's held-out colour, without captions;
+    * `unseen_combinations`: test images in their digit's held-out colour, without captions;
       label: one of `CLASSES`, all 70 digits in colours.
     """
 
@@ -106,10 +106,11 @@ class Digits:
         """
         _check(split)
         train, test = _divide(self.seed)
-        images = np.repeat(train, self.colourings) if split == "train" else test
+        images, looks = test, None
         if split == "train":
-            looks = None
+            images = np.repeat(train, self.colourings)
         elif split == "unseen_combinations":
+            images = test[np.isin(_originals()[1][test], [digit for digit, _ in HELD_OUT])]
             looks = _held_out_looks(images, self.seed)
         else:
             looks = _distinct_looks(images, self.seed)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.data import DatasetConfig
 from clip_jax.data.sample import Dataset, Sample
 from clip_jax.eval import metrics
 from clip_jax.eval.embed import Embedded, Embedder
@@ -42,7 +43,7 @@ class Retrieval:
     """Split of the data set; its samples carry captions."""
     ks: tuple[int, ...] = (1, 5, 10)
     """Lengths of the list in which a match must be; left out where there are fewer candidates."""
-    data: Dataset | None = None
+    data: DatasetConfig | None = None
     """Another data set than the one given to `run`."""
     every_steps: int | None = None
     """During training; only at its end if None."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.data import DatasetConfig
 from clip_jax.data.sample import Dataset, Sample
 from clip_jax.eval import metrics
 from clip_jax.eval.embed import Embedded, Embedder, unit
@@ -24,7 +25,7 @@ class ZeroShot:
     """Prompts around a class name, each with one placeholder, `{}` or `{c}`."""
     class_names: tuple[str, ...] | None = None
     """In the order of the labels; those of the data set if None."""
-    data: Dataset | None = None
+    data: DatasetConfig | None = None
     """Another data set than the one given to `run`."""
     every_steps: int | None = None
     """During training; only at its end if None."""

@@ -6,22 +6,40 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 Init = Callable[..., Array]
 
 
-class Dense(nn.Module):
-    """Affine map of the trailing `inputs` dimensions to `features`.
+def affine(
+    x: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    bias: Float[Array, "..."] | None,
+    dtype: str,
+    inputs: int = 1,
+) -> Float[Array, "..."]:
+    """Affine map of the trailing `inputs` dimensions of x, computed in `dtype`.
 
     All leading dimensions are flattened first: one large matrix product, whose
     backward pass is up to 1.6 times faster on CPU than the batched one.
     """
+    lead, features = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
+    fan_in = math.prod(kernel.shape[:inputs])
+    matrix = kernel.astype(dtype).reshape(fan_in, math.prod(features))
+    y = x.astype(dtype).reshape(math.prod(lead), fan_in) @ matrix
+    if bias is not None:
+        y = y + bias.astype(dtype).reshape(1, -1)
+    return y.reshape(*lead, *features)
+
+
+class Dense(nn.Module):
+    """`affine` with parameters `kernel` and `bias`, kept in float32."""
 
     features: int | Sequence[int]
     dtype: str = "float32"
-    """Of the product; parameters stay float32."""
+    """Of the product."""
     inputs: int = 1
+    """Trailing dimensions that it maps."""
     use_bias: bool = True
     kernel_init: Init = nn.initializers.lecun_normal()
     bias_init: Init = nn.initializers.zeros_init()
@@ -29,15 +47,23 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
-        lead, contracted = x.shape[: x.ndim - self.inputs], x.shape[x.ndim - self.inputs :]
-        rows, fan_in, fan_out = math.prod(lead), math.prod(contracted), math.prod(features)
+        contracted = x.shape[x.ndim - self.inputs :]
         kernel = self.param("kernel", self.kernel_init, (*contracted, *features), jnp.float32)
-        matrix = kernel.astype(self.dtype).reshape(fan_in, fan_out)
-        y = x.astype(self.dtype).reshape(rows, fan_in) @ matrix
+        bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, features, jnp.float32)
-            y = y + bias.astype(self.dtype).reshape(1, fan_out)
-        return y.reshape(*lead, *features)
+        return affine(x, kernel, bias, self.dtype, self.inputs)
+
+
+def take_tokens(x: Shaped[Array, "B L ..."], ends: Int[Array, "G b"]) -> Shaped[Array, "Q ..."]:
+    """Chosen tokens, Q = G * b of them.
+
+    Args:
+      x: sequences, in G groups of as many each.
+      ends: index of each chosen token among all tokens of its group.
+    """
+    groups = x.reshape(len(ends), -1, *x.shape[2:])
+    return jax.vmap(lambda group, index: group[index])(groups, ends).reshape(-1, *x.shape[2:])
 
 
 def attend(
@@ -55,7 +81,8 @@ def attend(
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
     """
     scale = query.shape[-1] ** -0.5
-    logits = jnp.matmul(query * scale, jnp.swapaxes(key, -1, -2)).astype(jnp.float32)
+    keys = jnp.swapaxes(key, -1, -2)
+    logits = jnp.matmul(query * scale, keys, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     return jnp.matmul(jax.nn.softmax(logits, axis=-1).astype(value.dtype), value)
@@ -64,6 +91,33 @@ def attend(
 def heads_first(x: Float[Array, "B L S N H"]) -> Float[Array, "S B N L H"]:
     """Projections fused on axis S, each laid out for `attend`."""
     return jnp.moveaxis(x, (2, 3), (0, 2))
+
+
+class FusedProjection(nn.Module):
+    """Query, key and value of every head from one matrix product."""
+
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L W"], ends: Int[Array, "G b"] | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Each (B, N, L, H); with `ends` (Q, N, 1, H) and, of their sequences, (Q, N, L, H)."""
+        width = x.shape[-1]
+        init = nn.initializers.normal(width**-0.5)
+        shape = (3, self.heads, width // self.heads)
+        kernel = self.param("kernel", init, (width, *shape), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        if ends is None:
+            query, key, value = heads_first(affine(x, kernel, bias, self.dtype))
+            return query, key, value
+        query = affine(take_tokens(x, ends), kernel[:, 0], bias[0], self.dtype)[:, :, None]
+        key, value = heads_first(affine(x, kernel[:, 1:], bias[1:], self.dtype))
+        if ends.shape != (len(x), 1):  # Not one token of each sequence: repeat what they look at.
+            rows = ends // x.shape[1]
+            key, value = (take_tokens(a[:, None], rows) for a in (key, value))
+        return query, key, value
 
 
 class Attention(nn.Module):
@@ -76,13 +130,19 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L W"], mask: Bool[Array, "#B 1 L L"] | None = None
-    ) -> Float[Array, "B L W"]:
-        width = x.shape[-1]
-        fused = (3, self.heads, width // self.heads)
-        in_init = nn.initializers.normal(width**-0.5)
-        qkv = Dense(fused, self.dtype, kernel_init=in_init, name="qkv")(x)
-        query, key, value = heads_first(qkv)
-        mixed = jnp.swapaxes(attend(query, key, value, mask), 1, 2)
-        out_init = nn.initializers.normal(self.out_std)
-        return Dense(width, self.dtype, inputs=2, kernel_init=out_init, name="out")(mixed)
+        self,
+        x: Float[Array, "B L W"],
+        mask: Bool[Array, "#B 1 L L"] | None = None,
+        ends: Int[Array, "G b"] | None = None,
+    ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
+        """What every token sees, or only those that `ends` chooses (see `take_tokens`)."""
+        batch, length, width = x.shape
+        qkv = FusedProjection(self.heads, self.dtype, name="qkv")(x, ends)
+        if ends is not None and mask is not None:
+            whole = jnp.broadcast_to(mask[:, 0], (batch, length, length))
+            mask = take_tokens(whole, ends)[:, None, None]
+        mixed = jnp.swapaxes(attend(*qkv, mask), 1, 2)
+        if ends is not None:
+            mixed = mixed[:, 0]
+        init = nn.initializers.normal(self.out_std)
+        return Dense(width, self.dtype, inputs=2, kernel_init=init, name="out")(mixed)

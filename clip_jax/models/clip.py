@@ -31,7 +31,7 @@ class ClipConfig:
     """Of activations; 'auto' is bfloat16 on TPU and GPU and float32 on CPU."""
 
     def __post_init__(self) -> None:
-        if not 0 < 1 / self.max_scale <= self.temperature:
+        if self.max_scale <= 0 or 1 / self.max_scale > self.temperature:
             raise ValueError(
                 f"temperature {self.temperature} must be at least 1 / max_scale ({self.max_scale})"
             )

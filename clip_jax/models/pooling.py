@@ -1,16 +1,11 @@
-"""From one vector per token to one vector per image or text."""
+"""From one vector per token to one vector per image, by attention."""
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from clip_jax.models.attention import Dense, attend, heads_first
 from clip_jax.models.transformer import Mlp, StackConfig, layer_norm
-
-
-def take_token(x: Float[Array, "B L W"], index: Int[Array, "B"]) -> Float[Array, "B W"]:
-    """Row `index[i]` of sequence i."""
-    return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
 
 
 class MapPool(nn.Module):

@@ -1,7 +1,7 @@
 """The text tower: token ids to one vector per caption."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.models.attention import Dense
-from clip_jax.models.pooling import take_token
 from clip_jax.models.posemb import LearnedPositions
 from clip_jax.models.transformer import Stack, StackConfig, layer_norm
 
@@ -72,22 +71,15 @@ class TextTower(nn.Module):
         """
         cfg, width = self.cfg, self.cfg.stack.width
         if isinstance(tokens, PackedTokens):
-            ids, positions, mask = _packed(tokens, cfg)
+            ids, positions, mask, ends = _packed(tokens, cfg)
         else:
-            ids, positions, mask = _unpacked(tokens, cfg)
+            ids, positions, mask, ends = _unpacked(tokens, cfg)
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(
             cfg.vocab_size, width, jnp.dtype(self.dtype), embedding_init=init, name="tokens"
         )
         x = LearnedPositions(cfg.context_length, 0.01, name="positions")(embed(ids), positions)
-        x = Stack(cfg.stack, self.dtype, name="stack")(x, mask)
-        if isinstance(tokens, PackedTokens):
-            x = x.reshape(len(tokens.ends), -1, width)
-            pooled = jnp.take_along_axis(x, tokens.ends[..., None], axis=1).reshape(-1, width)
-        elif cfg.pool == "eot":
-            pooled = take_token(x, jnp.argmax(ids, axis=1))
-        else:
-            pooled = x[:, -1]
+        pooled = Stack(cfg.stack, self.dtype, name="stack")(x, mask, ends)
         pooled = layer_norm(cfg.stack.norm_eps, self.dtype, "norm")(pooled)
         init = nn.initializers.normal(width**-0.5)
         head = Dense(
@@ -96,20 +88,24 @@ class TextTower(nn.Module):
         return head(pooled)
 
 
-def _unpacked(tokens: Int[Array, "B L"], cfg: TextConfig):
-    """Ids, positions (None: in order) and mask of one caption a row."""
-    if (length := tokens.shape[1]) != cfg.context_length:
+def _unpacked(tokens: Int[Array, "B L"], cfg: TextConfig) -> tuple[Array, None, Any, Array]:
+    """Ids, positions (None: in order), mask and pooled tokens of one caption a row."""
+    batch, length = tokens.shape
+    if length != cfg.context_length:
         raise ValueError(f"{length} tokens a text, the tower takes {cfg.context_length}")
-    return tokens, None, _causal(length) if cfg.causal else None
+    last = jnp.full(batch, length - 1)
+    ends = jnp.argmax(tokens, axis=1) if cfg.pool == "eot" else last
+    return tokens, None, _causal(length) if cfg.causal else None, ends[:, None]
 
 
-def _packed(packed: PackedTokens, cfg: TextConfig) -> tuple[Array, Array, Array]:
-    """Ids, positions and mask of rows that hold several captions."""
+def _packed(packed: PackedTokens, cfg: TextConfig) -> tuple[Array, Array, Array, Array]:
+    """Ids, positions, mask and pooled tokens of rows that hold several captions."""
     if not cfg.causal or cfg.pool != "eot":
         raise ValueError("only a causal tower with pool 'eot' takes packed captions")
     ids, positions, captions = (jnp.asarray(a).reshape(-1, a.shape[-1]) for a in packed[:3])
     same = captions[:, None, :, None] == captions[:, None, None, :]
-    return ids, positions, jnp.logical_and(same, _causal(ids.shape[1]))
+    mask = jnp.logical_and(same, _causal(ids.shape[1]))
+    return ids, positions, mask, jnp.asarray(packed.ends)
 
 
 def _causal(length: int) -> Bool[Array, "1 1 L L"]:

@@ -2,14 +2,14 @@
 
 import dataclasses
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from clip_jax.models.attention import Attention, Dense
+from clip_jax.models.attention import Attention, Dense, take_tokens
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
@@ -43,12 +43,14 @@ class StackConfig:
     dropout: float = 0.0
     """Share of each branch's output set to zero while training."""
     unroll: int = 1
-    """Blocks compiled side by side; more compile longer and may run faster."""
+    """Blocks compiled side by side, longer to compile. With as many as there are layers, the
+    last block computes only the token that is pooled: less work by 1 / (1.2 * layers). The
+    result is the same but for rounding and which channels dropout hits."""
     remat: Literal["nothing_saved", "dots_saved"] | None = None
     """What the backward pass recomputes: all but block inputs, all but matrix products, or none."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} does not split into {self.heads} heads")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
@@ -93,9 +95,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L W"], mask: Bool[Array, "#B 1 L L"] | None = None
-    ) -> Float[Array, "B L W"]:
-        """`mask` is True where a query may look at a key; None lets all see all."""
+        self,
+        x: Float[Array, "B L W"],
+        mask: Bool[Array, "#B 1 L L"] | None = None,
+        ends: Int[Array, "G b"] | None = None,
+    ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
+        """All tokens, or only those that `ends` chooses.
+
+        `mask` is True where a query may look at a key; None lets all see all.
+        """
         cfg = self.cfg
         # OpenAI's scale: the residual stream keeps its variance whatever the depth.
         out_std = cfg.width**-0.5 * (2 * cfg.layers) ** -0.5
@@ -103,14 +111,16 @@ class Block(nn.Module):
         drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))
         attend = Attention(cfg.heads, self.dtype, out_std, name="attend")
         mlp = Mlp(cfg.mlp_width or 4 * cfg.width, cfg.activation, self.dtype, out_std, name="mlp")
-        x = x + drop(attend(norm(name="norm_attend")(x), mask))
+        mixed = attend(norm(name="norm_attend")(x), mask, ends)
+        x = (x if ends is None else take_tokens(x, ends)) + drop(mixed)
         return x + drop(mlp(norm(name="norm_mlp")(x)))
 
 
 class Stack(nn.Module):
     """`layers` blocks whose parameters share arrays with a leading axis of that length.
 
-    Dropout is on exactly when the caller hands in `rngs={"dropout": key}`.
+    Returns the tokens that `ends` chooses (see `take_tokens`), or all. Dropout is on exactly
+    when the caller hands in `rngs={"dropout": key}`.
     """
 
     cfg: StackConfig
@@ -118,12 +128,16 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L W"], mask: Bool[Array, "#B 1 L L"] | None = None
-    ) -> Float[Array, "B L W"]:
+        self,
+        x: Float[Array, "B L W"],
+        mask: Bool[Array, "#B 1 L L"] | None = None,
+        ends: Int[Array, "G b"] | None = None,
+    ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
+        if self.cfg.unroll >= self.cfg.layers and not self.is_initializing():
+            return self._unrolled(x, mask, ends)
         block = Block
         if self.cfg.remat is not None:
-            policy = REMAT[self.cfg.remat]
-            block = nn.remat(block, prevent_cse=False, policy=policy)
+            block = nn.remat(block, prevent_cse=False, policy=REMAT[self.cfg.remat])
         scan = nn.scan(
             lambda module, x, _: (module(x, mask), None),
             variable_axes={"params": 0},
@@ -131,4 +145,25 @@ class Stack(nn.Module):
             length=self.cfg.layers,
             unroll=self.cfg.unroll,
         )
-        return scan(block(self.cfg, self.dtype, name="blocks"), x, None)[0]
+        x = scan(block(self.cfg, self.dtype, name="blocks"), x, None)[0]
+        return x if ends is None else take_tokens(x, ends)
+
+    def _unrolled(
+        self, x: Array, mask: Array | None, ends: Array | None
+    ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
+        """The same with a block of code for each layer: the last one computes only `ends`."""
+
+        def run(params: Any, x: Array, key: Any, ends: Array | None) -> Any:
+            rngs = {} if key is None else {"dropout": key}
+            return Block(self.cfg, self.dtype).apply({"params": params}, x, mask, ends, rngs=rngs)
+
+        if self.cfg.remat is not None:
+            run = jax.checkpoint(run, policy=REMAT[self.cfg.remat])
+        stacked = jax.tree.map(jnp.unstack, self.variables["params"]["blocks"])
+        keys: Any = [None] * self.cfg.layers
+        if self.cfg.dropout and self.has_rng("dropout"):
+            keys = jax.random.split(self.make_rng("dropout"), self.cfg.layers)
+        for layer, key in enumerate(keys):
+            params = jax.tree.map(lambda u: u[layer], stacked, is_leaf=lambda u: type(u) is tuple)  # noqa: B023
+            x = run(params, x, key, ends if layer == self.cfg.layers - 1 else None)
+        return x

@@ -33,7 +33,7 @@ class ViTConfig:
     """A last matrix to the embedding size; without it the width must equal that size."""
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
+        if self.patch_size < 1 or self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
             )
@@ -58,8 +58,9 @@ def patch_init(key, shape, dtype):
 class ViT(nn.Module):
     """Images to one vector each, not yet normalised.
 
-    Source: Dosovitskiy et al. 2020, arXiv:2010.11929; pre-norm layer and initial
-    scales as openai/CLIP, clip/model.py.
+    Source: Dosovitskiy et al. 2020, arXiv:2010.11929; pre-norm layer and initial scales of
+    patches, class token, positions and head as openai/CLIP, clip/model.py. Its blocks start at
+    the scales that OpenAI gives the text blocks; for image blocks its code leaves PyTorch's.
     """
 
     cfg: ViTConfig
@@ -82,7 +83,14 @@ class ViT(nn.Module):
         x = self._with_positions(embed(patches(images, cfg.patch_size)))
         if cfg.pre_norm:
             x = layer_norm(cfg.stack.norm_eps, self.dtype, "norm_pre")(x)
-        pooled = self._pool(Stack(cfg.stack, self.dtype, name="stack")(x))
+        stack = Stack(cfg.stack, self.dtype, name="stack")
+        norm = layer_norm(cfg.stack.norm_eps, self.dtype, "norm")
+        if cfg.pool == "class":
+            pooled = norm(stack(x, ends=jnp.zeros((len(x), 1), jnp.int32)))
+        elif cfg.pool == "mean":
+            pooled = norm(stack(x)).mean(axis=1)
+        else:
+            pooled = MapPool(cfg.stack, self.dtype, name="pool")(norm(stack(x)))
         if not cfg.project:
             return pooled
         init = nn.initializers.normal(width**-0.5)
@@ -103,12 +111,3 @@ class ViT(nn.Module):
         if cfg.positions == "sincos":
             return x
         return LearnedPositions(x.shape[1], std, name="positions")(x)
-
-    def _pool(self, x: Float[Array, "B L W"]) -> Float[Array, "B W"]:
-        """One vector per image; a LayerNorm acts on each token by itself, so it may come late."""
-        norm = layer_norm(self.cfg.stack.norm_eps, self.dtype, "norm")
-        if self.cfg.pool == "class":
-            return norm(x[:, 0])
-        if self.cfg.pool == "mean":
-            return norm(x).mean(axis=1)
-        return MapPool(self.cfg.stack, self.dtype, name="pool")(norm(x))

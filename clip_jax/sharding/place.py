@@ -71,10 +71,10 @@ def batch_parts(rules: AxisRules, mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in rules.batch)
 
 
-def check_batch(batch: int, rules: AxisRules, mesh: Mesh) -> None:
-    """Raises ValueError if the mesh does not divide the global batch."""
+def check_batch(field: str, batch: int, rules: AxisRules, mesh: Mesh) -> None:
+    """Raises ValueError, naming the field, if the mesh does not divide a global batch."""
     if batch % (parts := batch_parts(rules, mesh)):
-        raise ValueError(f"batch {batch} does not split over {parts} devices ({rules.batch})")
+        raise ValueError(f"{field} {batch} does not split over {parts} devices ({rules.batch})")
 
 
 def place_batch(batch: Any, sharding: NamedSharding) -> Any:

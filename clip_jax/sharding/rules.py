@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+from typing import Literal
 
 from jax.sharding import PartitionSpec
 
-MeshAxes = tuple[str, ...]
+MeshAxes = tuple[Literal["replica", "data", "model"], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding.mesh import MeshConfig, build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
 from clip_jax.sharding.rules import AxisRules
-from clip_jax.tokenizers import TokenizerConfig
+from clip_jax.tokenizers import ClipBpe, TokenizerConfig
 from clip_jax.train.assemble import Assembled, assemble
 from clip_jax.train.hooks import EvalHook, SaveHook
 from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
@@ -36,7 +36,6 @@ from clip_jax.train.state import State
 
 MAY_DIFFER = (
     "run",
-    "start_from",
     "steps",
     "log_every",
     "checkpoint.*",
@@ -102,10 +101,38 @@ class TrainConfig:
         ):
             if ours != theirs:
                 faults.append(f"{name}: {ours} in the data, {theirs} in the model")
-        if self.packing and not (self.model.text.causal and self.model.text.pool == "eot"):
-            faults.append("packing needs a causal text tower with pool 'eot'")
+        faults += [*self._text_faults(), *self._best_faults()]
+        if "://" in self.run:
+            faults.append(f"run {self.run!r}: a run folder lies on a local (or mounted) disk")
         if faults:
             raise ValueError("; ".join(faults))
+
+    def _text_faults(self) -> Iterator[str]:
+        """What in tokenizer, text tower and packing does not fit together."""
+        text = self.model.text
+        if text.pool == "eot" and not isinstance(self.tokenizer, ClipBpe):
+            yield (
+                "model.text.pool 'eot' takes the highest id for the end of text, which only "
+                "ClipBpe gives: set pool='last' and causal=False"
+            )
+        if self.packing and text.pool != "eot":
+            yield "packing needs a causal text tower with pool 'eot'"
+        if self.packing and self.packing.row < text.context_length:
+            yield f"packing.row {self.packing.row} is below context_length {text.context_length}"
+
+    def _best_faults(self) -> Iterator[str]:
+        """Why the best checkpoint could not be kept."""
+        best, every = self.checkpoint.best, self.checkpoint.every_steps
+        if best is None:
+            return
+        of = [e for name, e in self.evals.items() if best.startswith(f"{e.task}/{name}/")]
+        if not of:
+            yield f"checkpoint.best {best!r} is no figure of the evals {sorted(self.evals)}"
+        elif not of[0].every_steps or every % of[0].every_steps:
+            yield (
+                f"checkpoint.every_steps {every} must be a multiple of every_steps of the "
+                f"evaluation that checkpoint.best names ({of[0].every_steps})"
+            )
 
 
 def train(config: TrainConfig, console: Console) -> None:
@@ -117,9 +144,12 @@ def train(config: TrainConfig, console: Console) -> None:
       DivergedError: the loss is not finite; the last good checkpoint stays.
     """
     mesh = build_mesh(config.mesh)
-    check_batch(config.batch, config.rules, mesh)
+    check_batch("batch", config.batch, config.rules, mesh)
+    check_batch("eval_batch", config.eval_batch, config.rules, mesh)
     check_vocabulary(config)
     source = config.data.open("train")
+    for evaluation in config.evals.values():  # A missing split shows now, not in an hour.
+        (evaluation.data or config.data).open(evaluation.split)
     open_run(config.run, to_data(config), may_differ=MAY_DIFFER)
     parts = assemble(
         model=config.model,
@@ -135,17 +165,18 @@ def train(config: TrainConfig, console: Console) -> None:
     try:
         _train(config, parts, source, store, console)
     except DivergedError as error:
-        raise DivergedError(f"{error}. {_how_to_go_on(store)}") from None
+        raise DivergedError(f"{error}. {_how_to_go_on(store, error)}", error.proven) from None
     finally:
         store.close()
 
 
-def _how_to_go_on(store: Store) -> str:
+def _how_to_go_on(store: Store, error: DivergedError) -> str:
     store.wait()
     advice = "a lower --optim.learning-rate or --optim.clip-norm, or a longer warm-up"
-    if not store.steps():
-        return f"There is no checkpoint yet: start again with {advice}"
-    good = store.folder / str(store.steps()[-1])
+    proven = [step for step in store.steps() if step <= error.proven]
+    if not proven:
+        return f"There is no good checkpoint yet: start again, in a new --run, with {advice}"
+    good = store.folder / str(proven[-1])
     return f"The last good checkpoint is {good}: use --run NEW --start-from {good} with {advice}"
 
 
@@ -165,6 +196,8 @@ def _train(
     line = Line(console, config.steps, start)
     stopwatch = Stopwatch()
     found: dict[int, dict[str, float]] = {}
+    # A name in a message may hold square brackets: no markup.
+    warn = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     log = LogHook(
         config.log_every,
         batch=config.batch,
@@ -174,9 +207,9 @@ def _train(
         figures=figures,
         line=line,
         stopwatch=stopwatch,
-        warn=console.print,
+        warn=warn,
     )
-    evaluate = evaluator(config, parts, warn=console.print)
+    evaluate = evaluator(config, parts, warn)
     evals = [
         EvalHook(
             value.every_steps or 0,

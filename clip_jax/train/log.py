@@ -4,7 +4,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -62,20 +62,30 @@ class Figures:
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(kept))
         partial.replace(path)
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._path, self._file = path, path.open("a")
+        # An unbounded queue: where its thread dies of a full disk, training must not hang.
+        board = str(folder / "tensorboard")
+        self._board = SummaryWriter(board, purge_step=start + 1, max_queue=0, flush_secs=10)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """One line, one event; on disk when this returns."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        """One line, with the system when this returns, and one event, written soon after.
+
+        Raises:
+          OSError: the line cannot be written; names the file.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self._path}: {error.strerror}") from error
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is buffered."""
-        self._file.close()
-        self._board.close()
+        """Write what is buffered, as far as the disk allows."""
+        for part in (self._file, self._board):
+            with suppress(OSError):
+                part.close()
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:

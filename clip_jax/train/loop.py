@@ -13,6 +13,11 @@ from clip_jax.train.step import Metrics, Step
 class DivergedError(Exception):
     """The loss, its gradient or the update is no longer a finite number."""
 
+    def __init__(self, message: str, proven: int):
+        super().__init__(message)
+        self.proven = proven
+        """The last step whose parameters are known to be good: they gave a finite loss."""
+
 
 @runtime_checkable
 class Hook(Protocol):
@@ -28,7 +33,9 @@ def require_finite(done: int, metrics: Metrics) -> None:
     """Raises DivergedError naming the step; waits for that step to end."""
     for name in ("loss", "grad_norm", "update_norm"):
         if not math.isfinite(value := float(metrics[name])):
-            raise DivergedError(f"step {done}: {name} is {value}")
+            # The loss is that of the parameters before the update, already in question.
+            proven = done - 2 if name == "loss" else done - 1
+            raise DivergedError(f"step {done}: {name} is {value}", proven)
 
 
 def fit(

@@ -1,10 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.models.attention import Attention, Dense, attend
-from clip_jax.models.pooling import MapPool, take_token
+from clip_jax.models.attention import Attention, Dense, attend, take_tokens
+from clip_jax.models.pooling import MapPool
 from clip_jax.models.posemb import sincos_2d
 from clip_jax.models.transformer import ACTIVATIONS, Block, Stack, StackConfig
 from clip_jax.models.vit import patches
@@ -100,10 +102,40 @@ def test_patches_are_squares_read_row_by_row():
         np.testing.assert_array_equal(cut[:, index], square.reshape(2, -1))
 
 
-def test_take_token_picks_one_row_a_sequence():
-    x = normal(0, 3, 5, 2)
-    index = jnp.array([4, 0, 2])
-    np.testing.assert_array_equal(take_token(x, index), x[jnp.arange(3), index])
+def test_tokens_are_taken_group_by_group():
+    x = normal(0, 6, 5, 2)
+    one_each = jnp.array([[4], [0], [2], [1], [1], [3]])
+    np.testing.assert_array_equal(take_tokens(x, one_each), x[jnp.arange(6), one_each[:, 0]])
+    two_groups = jnp.array([[14, 0, 7, 7], [3, 5, 9, 10]])
+    expected = np.concatenate(
+        [x[:3].reshape(15, 2)[two_groups[0]], x[3:].reshape(15, 2)[two_groups[1]]]
+    )
+    np.testing.assert_array_equal(take_tokens(x, two_groups), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("ends", [[[4], [0], [2], [3]], [[9, 0, 7], [3, 5, 1]], [[19, 0, 0]]])
+@pytest.mark.parametrize("remat", [None, "nothing_saved"])
+def test_a_stack_told_which_tokens_count_gives_those_of_the_whole(masked, ends, remat):
+    x = normal(0, 4, 5, 12)
+    mask = jnp.tril(jnp.ones((1, 1, 5, 5), bool)) if masked else None
+    ends = jnp.array(ends)
+    variables = Stack(CFG).init(jax.random.key(1), x)
+
+    def value(cfg, variables, ends):
+        out = Stack(cfg).apply(variables, x, mask, ends)
+        return jnp.sum(out * jnp.arange(out.size).reshape(out.shape)), out
+
+    def both(cfg):
+        return jax.jit(jax.value_and_grad(value, argnums=1, has_aux=True), static_argnums=0)(
+            cfg, variables, ends
+        )
+
+    slow = both(CFG)
+    fast = both(dataclasses.replace(CFG, unroll=3, remat=remat))
+    whole = Stack(CFG).apply(variables, x, mask)
+    np.testing.assert_allclose(fast[0][1], take_tokens(whole, ends), atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-3), slow, fast)
 
 
 def test_sine_positions_differ_everywhere_and_know_rows_from_columns():

@@ -116,6 +116,6 @@ def test_a_batch_keeps_its_order_across_devices():
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
     mesh = build_mesh(MeshConfig(replica=2, data=4))
-    check_batch(16, DATA_PARALLEL, mesh)
-    with pytest.raises(ValueError, match="batch 12 does not split over 8 devices"):
-        check_batch(12, DATA_PARALLEL, mesh)
+    check_batch("batch", 16, DATA_PARALLEL, mesh)
+    with pytest.raises(ValueError, match="eval_batch 12 does not split over 8 devices"):
+        check_batch("eval_batch", 12, DATA_PARALLEL, mesh)

@@ -106,7 +106,8 @@ def test_what_a_run_folder_holds(finished):
     }  # fmt: skip
     evals = [line["step"] for line in seen if "zero_shot/unseen_images/acc1" in line]
     assert evals == [5, 10]
-    assert [line["step"] for line in seen if "retrieval/test/median_rank" in line] == []
+    rank = "retrieval/test/image_to_text_median_rank"
+    assert [line["step"] for line in seen if rank in line] == [10]
     figures = read_json(folder / "eval.json")
     assert {"zero_shot/unseen_images/acc1", "retrieval/test/image_to_text_recall@1"} <= set(figures)
     at_end = {k: v for line in seen if line["step"] == 10 for k, v in line.items()}
