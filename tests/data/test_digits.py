@@ -53,7 +53,7 @@ def test_the_contracts_are_kept():
 def test_no_original_image_is_in_training_and_in_testing(everything):
     train = {original(s) for s in everything["train"]}
     tests = [{original(s) for s in everything[split]} for split in SPLITS[1:]]
-    assert tests[0] == tests[1] == tests[2]
+    assert tests[0] == tests[1] > tests[2]
     assert not train & tests[0]
     assert len(train | tests[0]) == 1797
     assert 0.19 < len(tests[0]) / 1797 < 0.21
@@ -117,7 +117,7 @@ def test_captions_vary_in_words_and_numerals(everything):
     numerals = sum(bool(re.search(r"\d", text)) for text in texts)
     assert 0.45 < numerals / len(texts) < 0.55
     assert len(set(texts)) > 2000
-    assert {"a photo of the number 4", "the digit seven", "a green 4"} <= set(texts)
+    assert {"a photo of the number 4", "the digit seven", "a blue 4"} <= set(texts)
     assert "a photo of the digit seven in red on a navy background" in texts
 
 

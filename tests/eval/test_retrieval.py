@@ -68,10 +68,10 @@ def test_pictures_without_a_caption_are_left_out_and_counted(toy):
         toy.sample("blue", texts=(" ", "\t")),
         "sample 'bad': broken",
     ]
-    evaluation = Retrieval(split="test", data=toy.dataset({"test": entries}))
+    evaluation, dataset = Retrieval(split="test"), toy.dataset({"test": entries})
     embedder = toy.embedder(warn=told.append)
-    assert evaluation.embed(toy.dataset({}), embedder).captions == ("red",)
-    assert dict(evaluation.run(toy.dataset({}), embedder)) == {
+    assert evaluation.embed(dataset, embedder).captions == ("red",)
+    assert dict(evaluation.run(dataset, embedder)) == {
         "image_to_text_recall@1": 1.0,
         "image_to_text_median_rank": 1.0,
         "text_to_image_recall@1": 1.0,

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from clip_jax.config import from_data, to_data
+from clip_jax.data import Folder
 from clip_jax.eval.zero_shot import ZeroShot, classifier, classify
 
 NAMES = ("red", "green", "blue", "yellow", "violet", "white")
@@ -19,9 +21,12 @@ def test_figures_of_a_model_that_sees_colours(toy):
     }
 
 
-def test_its_own_names_and_data_go_before_those_of_the_run(toy):
-    own = toy.dataset({"test": [toy.sample("blue", label=1), "sample 1: broken"]}, ("no", "names"))
-    evaluation = ZeroShot(split="test", class_names=("red", "blue"), data=own)
+def test_its_own_names_and_data_go_before_those_of_the_run(toy, monkeypatch):
+    entries = {"test": [toy.sample("blue", label=1), "sample 1: broken"]}
+    own = toy.dataset(entries, ("no", "names"))
+    monkeypatch.setattr(Folder, "open", lambda self, split: own.open(split))
+    evaluation = ZeroShot(split="test", class_names=("red", "blue"), data=Folder(root="own"))
+    assert from_data(ZeroShot, to_data(evaluation)) == evaluation
     embedder = toy.embedder(warn=lambda message: None)
     figures = dict(evaluation.run(toy.dataset({}), embedder))
     assert figures == {"acc1": 1.0, "mean_per_class_recall": 1.0, "skipped": 1.0}
