@@ -81,7 +81,7 @@ def torch_step(config):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return step, sum(p.numel() for p in model.parameters())
 
