@@ -50,8 +50,9 @@ def _show(config: Any, console: Any) -> None:
 
     folder = pathlib.Path(config.run)
     pictures = plot_run(folder / "metrics.jsonl", folder / "plots")
-    if config.evals:
+    if (folder / "eval.json").exists():  # Absent if killed right after the last checkpoint.
         console.print(table(read_json(folder / "eval.json")))
+    if config.evals:
         embedder = load(config.run, batch=config.eval_batch).embedder
         pictures += draw_evals(config.evals, config.data, embedder, folder / "plots")
     for picture in pictures:
