@@ -1,10 +1,11 @@
-# `make demo` trains and evaluates the embedded default; `make test` runs everything that must hold.
+# `make demo` trains and evaluates the embedded default; `make test` runs everything that must hold;
+# `make parity` compares with the original PyTorch libraries, live.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint clean
+.PHONY: demo test parity lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py configs/digits.py
@@ -12,6 +13,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+parity: $(VENV)/.installed-parity
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/parity
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -28,6 +32,12 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+# These four would pull gigabytes of CUDA in; they do their work here on PyTorch for the CPU.
+$(VENV)/.installed-parity: $(VENV)/.installed-test
+	$(BIN)/python -m pip install -q -e '.[parity]'
+	$(BIN)/python -m pip install -q --no-deps open_clip_torch==3.3.0 timm==1.0.31 torchvision openai-clip==1.0.1
 	touch $@
 
 clean:

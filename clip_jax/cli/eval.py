@@ -18,6 +18,7 @@ def main(argv: list[str]) -> None:
 
     from clip_jax.api import load
     from clip_jax.checkpoint.start import checkpoint_folder, saved_config
+    from clip_jax.cli.progress import EmbeddingBar
     from clip_jax.config import from_data, read_json
     from clip_jax.data import DatasetConfig
     from clip_jax.eval.report import draw_evals, table
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     evals = from_data(dict[str, EvalConfig], config["evals"], "evals")
     clip = load(str(checkpoint), batch=options.batch or config["eval_batch"])
     warn = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    with _progress(console) as progress:
+    with EmbeddingBar(console) as progress:
         embedder = dataclasses.replace(clip.embedder, progress=progress, warn=warn)
         figures = run_evals(evals, dataset, embedder, options.evals)
     out.mkdir(parents=True, exist_ok=True)
@@ -75,26 +76,3 @@ def _out(given: pathlib.Path, checkpoint: Any) -> pathlib.Path:
     if given.parent.name != "checkpoints":
         raise ValueError(f"{given} lies in no run folder: say with --out where to write")
     return given.parent.parent / "eval" / checkpoint.name
-
-
-class _progress:
-    """A bar while images and texts are embedded."""
-
-    def __init__(self, console: Any):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = TextColumn("embedding {task.description}"), BarColumn(), MofNCompleteColumn()
-        self._bar = Progress(*columns, console=console, transient=True)
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self):
-        self._bar.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, what: str, done: int, total: int | None) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what)
-        self._bar.update(self._tasks[what], completed=done, total=total)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -37,14 +38,16 @@ def nothing_wrong(sample: Sample) -> None:
 class Embedder:
     """Two towers behind plain callables; every batch they see has exactly `batch` rows."""
 
-    image_fn: Callable[[np.ndarray], Any]
-    """uint8 (b, S, S, 3) -> (b, D), compiled once; each row depends on its own picture only."""
+    image_fn: Callable[[Any], Any]
+    """uint8 (b, S, S, 3) -> (b, D), compiled once; each row depends on its own picture only.
+    Where `prepare` gives a tuple of arrays, a tuple of their stacks (`preprocess.FlatPatches`)."""
     text_fn: Callable[[np.ndarray], Any]
     """int32 (b, L) -> (b, D)."""
     tokenizer: Callable[[list[str]], np.ndarray]
     """Texts -> int32 (number of texts, L)."""
-    prepare: Callable[[Any], np.ndarray]
-    """One picture, encoded or decoded -> uint8 (S, S, 3); it is called from several threads."""
+    prepare: Callable[[Any], Any]
+    """One picture, encoded or decoded -> uint8 (S, S, 3), or a tuple of arrays of fixed shapes;
+    it is called from several threads."""
     batch: int
     threads: int = 8
     """Pictures that are read and prepared at the same time."""
@@ -94,7 +97,7 @@ class Embedder:
         kept: list[tuple[int, Sample]] = []
         skipped: list[str] = []
 
-        def load(index: int) -> tuple[int, Sample, np.ndarray] | str:
+        def load(index: int) -> tuple[int, Sample, Any] | str:
             try:
                 sample = source[index]
             except BadSampleError as fault:
@@ -108,7 +111,7 @@ class Embedder:
             # Encoded pictures of a whole split need not stay in memory: only words are kept.
             return index, dataclasses.replace(sample, image=b""), pixels
 
-        def usable() -> Iterator[np.ndarray]:
+        def usable() -> Iterator[Any]:
             for loaded in self._ahead(load, range(len(source))):
                 if isinstance(loaded, str):
                     skipped.append(loaded)
@@ -157,30 +160,34 @@ class Embedder:
                 for future in waiting:
                     future.cancel()
 
-    def _embed_images(self, rows: Iterator[np.ndarray], total: int | None) -> np.ndarray:
+    def _embed_images(self, rows: Iterator[Any], total: int | None) -> np.ndarray:
         first = next(rows, None)
         if first is None:  # The width D is known only from an answer.
             black = self.prepare(np.zeros((64, 64, 3), np.uint8))
-            return self._call(self.image_fn, black[None])[:0]
-        blocks = map(np.stack, _blocks(itertools.chain([first], rows), self.batch))
+            return self._call(self.image_fn, _stack([black]))[:0]
+        blocks = map(_stack, _blocks(itertools.chain([first], rows), self.batch))
         return self._run(self.image_fn, blocks, "images", total)
 
     def _run(
-        self, function: Callable, blocks: Iterator[np.ndarray], what: str, total: int | None
+        self, function: Callable, blocks: Iterator[Any], what: str, total: int | None
     ) -> np.ndarray:
         parts, done = [], 0
         for block in blocks:
             parts.append(self._call(function, block))
-            done += len(block)
+            done += len(parts[-1])
             if self.progress is not None:
                 self.progress(what, done, total)
         return unit(np.concatenate(parts), what)
 
-    def _call(self, function: Callable, block: np.ndarray) -> np.ndarray:
-        fill = [(0, self.batch - len(block))] + [(0, 0)] * (block.ndim - 1)
-        # Filled with copies of the last row, not zeros: valid input makes no NaN.
-        answer = np.asarray(function(np.pad(block, fill, mode="edge")))
-        return answer.astype(np.float32)[: len(block)]
+    def _call(self, function: Callable, block: Any) -> np.ndarray:
+        rows = len(jax.tree.leaves(block)[0])
+
+        def filled(array: np.ndarray) -> np.ndarray:
+            # With copies of the last row, not zeros: valid input makes no NaN.
+            fill = [(0, self.batch - rows)] + [(0, 0)] * (array.ndim - 1)
+            return np.pad(array, fill, mode="edge")
+
+        return np.asarray(function(jax.tree.map(filled, block))).astype(np.float32)[:rows]
 
 
 def unit(rows: Float[np.ndarray, "n D"], what: str) -> Float[np.ndarray, "n D"]:
@@ -197,6 +204,11 @@ def unit(rows: Float[np.ndarray, "n D"], what: str) -> Float[np.ndarray, "n D"]:
             f"the first is row {bad[0]}"
         )
     return (rows / norms).astype(np.float32)
+
+
+def _stack(rows: list[Any]) -> Any:
+    """Equal trees of arrays as one tree, a row each."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
 
 
 def _blocks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from clip_jax.eval.embed import Embedder
-from clip_jax.preprocess.recipe import Recipe, normalize
+from clip_jax.models.vit import Patches
+from clip_jax.preprocess.recipe import RecipeConfig, normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +19,16 @@ class Encoders:
 
     model: Any
     """A Flax module with methods `encode_image` and `encode_text`, as `models.clip.CLIP`."""
-    recipe: Recipe
-    place: Callable[[np.ndarray], Any] = jax.device_put
-    """Puts a host batch where the parameters expect it."""
+    recipe: RecipeConfig
+    place: Callable[[Any], Any] = jax.device_put
+    """Puts a host batch (an array, or a tuple of arrays) where the parameters expect it."""
 
     @functools.cached_property
     def _image(self) -> Callable[[Any, Any], jax.Array]:
         def encode(params: Any, images: Any) -> jax.Array:
             images = normalize(images, self.recipe)
+            if isinstance(images, tuple):
+                images = Patches(*images)
             return self.model.apply({"params": params}, images, method="encode_image")
 
         return jax.jit(encode)

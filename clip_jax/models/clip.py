@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from clip_jax.models.resnet import ResNet, ResNetConfig
 from clip_jax.models.text import PackedTokens, TextConfig, TextTower
-from clip_jax.models.vit import ViT, ViTConfig
+from clip_jax.models.vit import Patches, ViT, ViTConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """Both towers and the temperature."""
 
-    image: ViTConfig
+    image: ViTConfig | ResNetConfig
     text: TextConfig
     embed_dim: int
     """Size of the shared embedding (D)."""
@@ -35,11 +36,14 @@ class ClipConfig:
             raise ValueError(
                 f"temperature {self.temperature} must be at least 1 / max_scale ({self.max_scale})"
             )
-        if not self.image.project and self.image.stack.width != self.embed_dim:
-            raise ValueError(
-                f"an image tower without projection has width {self.image.stack.width}, "
-                f"but embed_dim is {self.embed_dim}"
-            )
+        for what, tower in (("image", self.image), ("text", self.text)):
+            if isinstance(tower, ResNetConfig) or tower.project:
+                continue
+            if tower.stack.width != self.embed_dim:
+                raise ValueError(
+                    f"the {what} tower without projection has width {tower.stack.width}, "
+                    f"but embed_dim is {self.embed_dim}"
+                )
 
 
 class Output(NamedTuple):
@@ -74,7 +78,10 @@ class CLIP(nn.Module):
     def setup(self) -> None:
         """Name the towers and the scalars."""
         cfg, dtype = self.cfg, activation_dtype(self.cfg.dtype)
-        self.image = ViT(cfg.image, cfg.embed_dim, dtype)
+        if isinstance(cfg.image, ResNetConfig):
+            self.image: Any = ResNet(cfg.image, cfg.embed_dim, dtype)
+        else:
+            self.image = ViT(cfg.image, cfg.embed_dim, dtype)
         self.text = TextTower(cfg.text, cfg.embed_dim, dtype)
         scale_init = nn.initializers.constant(-math.log(cfg.temperature))
         self.logit_scale = self.param("logit_scale", scale_init, (), jnp.float32)
@@ -82,8 +89,17 @@ class CLIP(nn.Module):
             bias_init = nn.initializers.constant(cfg.bias)
             self.logit_bias = self.param("logit_bias", bias_init, (), jnp.float32)
 
-    def encode_image(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
-        """Unit-norm float32 embeddings of normalised images."""
+    def encode_image(
+        self, images: Float[Array, "B height width 3"] | Patches
+    ) -> Float[Array, "B D"]:
+        """Unit-norm float32 embeddings of normalised images.
+
+        Raises:
+          ValueError: not what the tower takes: `Patches` for positions "naflex", else images of
+            its size.
+        """
+        if isinstance(self.cfg.image, ResNetConfig) and isinstance(images, Patches):
+            raise ValueError("a ResNet tower takes images, not Patches")
         return unit_norm(self.image(images))
 
     def encode_text(self, tokens: Int[Array, "B L"] | PackedTokens) -> Float[Array, "B D"]:
@@ -92,7 +108,7 @@ class CLIP(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "B height width 3"],
+        images: Float[Array, "B height width 3"] | Patches,
         tokens: Int[Array, "B L"] | PackedTokens,
     ) -> Output:
         """Embeddings of matching images and texts, with the scale and bias of their logits."""
@@ -111,7 +127,10 @@ def activation_dtype(choice: str) -> str:
 def init_params(cfg: ClipConfig, key: Any) -> Any:
     """Fresh float32 parameters; under `jax.eval_shape` only their shapes, at no memory cost."""
     size, length = cfg.image.image_size, cfg.text.context_length
-    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    images: Any = jnp.zeros((1, size, size, 3), jnp.float32)
+    if isinstance(cfg.image, ViTConfig) and cfg.image.positions == "naflex":
+        pixels = jnp.zeros((1, 1, 3 * cfg.image.patch_size**2), jnp.float32)
+        images = Patches(pixels, jnp.ones((1, 2), jnp.int32))
     tokens = jnp.zeros((1, length), jnp.int32)
     return CLIP(cfg).init(key, images, tokens)["params"]
 

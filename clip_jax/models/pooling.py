@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from clip_jax.models.attention import Dense, attend, heads_first
 from clip_jax.models.transformer import Mlp, StackConfig, layer_norm
@@ -18,7 +18,10 @@ class MapPool(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L W"]) -> Float[Array, "B W"]:
+    def __call__(
+        self, x: Float[Array, "B L W"], mask: Bool[Array, "B 1 1 L"] | None = None
+    ) -> Float[Array, "B W"]:
+        """`mask` is True for tokens that count; None: all."""
         cfg, width = self.cfg, x.shape[-1]
         xavier = nn.initializers.xavier_uniform()
         per_head = (cfg.heads, width // cfg.heads)
@@ -27,7 +30,8 @@ class MapPool(nn.Module):
         query = Dense(per_head, self.dtype, kernel_init=in_init, name="query")(probe)
         query = jnp.broadcast_to(query[None, 0, :, None], (len(x), cfg.heads, 1, per_head[1]))
         kv = Dense((2, *per_head), self.dtype, kernel_init=in_init, name="key_value")(x)
-        mixed = attend(query, *heads_first(kv))[:, :, 0]
+        key, value = heads_first(kv)
+        mixed = attend(query, key, value, mask)[:, :, 0]
         pooled = Dense(width, self.dtype, inputs=2, kernel_init=in_init, name="out")(mixed)
         hidden = cfg.mlp_width or 4 * width
         mlp = Mlp(hidden, cfg.activation, self.dtype, width**-0.5, name="mlp")

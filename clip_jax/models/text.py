@@ -22,14 +22,21 @@ class TextConfig:
     vocab_size: int = 49408
     stack: StackConfig
     pool: Literal["eot", "last"] = "eot"
-    """The highest token id, which is CLIP's end of text, or the last position, as SigLIP's."""
+    """The end-of-text token, as CLIP's, or the last position, as SigLIP's."""
+    eot_id: int | None = None
+    """Pool 'eot' takes the first token with this id; None: the first with the highest id, which
+    is the end of text in CLIP's own vocabulary."""
     causal: bool = True
     """A token sees only those before it, so padding after the end changes nothing."""
     head_bias: bool = False
+    project: bool = True
+    """A last matrix to the embedding size; without it the width must equal that size."""
 
     def __post_init__(self) -> None:
         if self.pool == "eot" and not self.causal:
             raise ValueError("pool 'eot' needs causal attention: padding has no mask otherwise")
+        if self.eot_id is not None and self.pool != "eot":
+            raise ValueError(f"eot_id is for pool 'eot', not {self.pool!r}")
 
 
 class PackedTokens(NamedTuple):
@@ -81,6 +88,8 @@ class TextTower(nn.Module):
         x = LearnedPositions(cfg.context_length, 0.01, name="positions")(embed(ids), positions)
         pooled = Stack(cfg.stack, self.dtype, name="stack")(x, mask, ends)
         pooled = layer_norm(cfg.stack.norm_eps, self.dtype, "norm")(pooled)
+        if not cfg.project:
+            return pooled
         init = nn.initializers.normal(width**-0.5)
         head = Dense(
             self.embed_dim, self.dtype, use_bias=cfg.head_bias, kernel_init=init, name="head"
@@ -94,7 +103,9 @@ def _unpacked(tokens: Int[Array, "B L"], cfg: TextConfig) -> tuple[Array, None, 
     if length != cfg.context_length:
         raise ValueError(f"{length} tokens a text, the tower takes {cfg.context_length}")
     last = jnp.full(batch, length - 1)
-    ends = jnp.argmax(tokens, axis=1) if cfg.pool == "eot" else last
+    ends = last
+    if cfg.pool == "eot":
+        ends = jnp.argmax(tokens if cfg.eot_id is None else tokens == cfg.eot_id, axis=1)
     return tokens, None, _causal(length) if cfg.causal else None, ends[:, None]
 
 

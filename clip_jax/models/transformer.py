@@ -40,6 +40,8 @@ class StackConfig:
     """Hidden channels of the MLP; 4 * width when not given."""
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
+    layer_scale: float | None = None
+    """Start of a learned factor for each channel of every branch; None: no such factors."""
     dropout: float = 0.0
     """Share of each branch's output set to zero while training."""
     unroll: int = 1
@@ -111,9 +113,17 @@ class Block(nn.Module):
         drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))
         attend = Attention(cfg.heads, self.dtype, out_std, name="attend")
         mlp = Mlp(cfg.mlp_width or 4 * cfg.width, cfg.activation, self.dtype, out_std, name="mlp")
-        mixed = attend(norm(name="norm_attend")(x), mask, ends)
+        mixed = self._scaled("scale_attend", attend(norm(name="norm_attend")(x), mask, ends))
         x = (x if ends is None else take_tokens(x, ends)) + drop(mixed)
-        return x + drop(mlp(norm(name="norm_mlp")(x)))
+        return x + drop(self._scaled("scale_mlp", mlp(norm(name="norm_mlp")(x))))
+
+    def _scaled(self, name: str, branch: Float[Array, "... W"]) -> Float[Array, "... W"]:
+        """LayerScale (Touvron et al. 2021, arXiv:2103.17239, section 2.2), if configured."""
+        if self.cfg.layer_scale is None:
+            return branch
+        init = nn.initializers.constant(self.cfg.layer_scale)
+        scale = self.param(name, init, (self.cfg.width,), jnp.float32)
+        return branch * scale.astype(branch.dtype).reshape((1,) * (branch.ndim - 1) + (-1,))
 
 
 class Stack(nn.Module):

@@ -1,16 +1,17 @@
 """The vision transformer: an image as a sequence of square patches."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clip_jax.models.attention import Dense
 from clip_jax.models.pooling import MapPool
-from clip_jax.models.posemb import LearnedPositions, sincos_2d
+from clip_jax.models.posemb import LearnedPositions, NaflexPositions, sincos_2d
 from clip_jax.models.transformer import Stack, StackConfig, layer_norm
 
 
@@ -22,30 +23,67 @@ class ViTConfig:
     """Height and width of its input, in pixels."""
     patch_size: int = 16
     """Height and width of one patch, in pixels."""
+    trim: bool = False
+    """Leave out pixels beyond the last whole patch, as SigLIP SO400M/14 does at 384."""
     stack: StackConfig
     pool: Literal["class", "mean", "map"] = "class"
     """A class token, the mean over patches, or attention with one learned query."""
-    positions: Literal["learned", "sincos"] = "learned"
+    class_token: bool | None = None
+    """A token beside the patches; None: exactly when it is pooled. CLIPA's is there, not pooled."""
+    positions: Literal["learned", "sincos", "naflex"] = "learned"
+    """A table of one image size, fixed sines, or a table resized to the grid of each image: the
+    tower then takes `Patches` of any proportions (SigLIP 2 NaFlex)."""
     pre_norm: bool = True
     """A LayerNorm before the first block, as OpenAI's."""
+    norm_after_pool: bool = False
+    """Pool 'mean' only: the mean is taken first and then normalised, as CLIPA's."""
     patch_bias: bool = False
     project: bool = True
     """A last matrix to the embedding size; without it the width must equal that size."""
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1 or self.image_size % self.patch_size:
+        whole = self.patch_size > 0 and self.image_size % self.patch_size == 0
+        if not whole and not (self.trim and 0 < self.patch_size <= self.image_size):
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
             )
+        if self.pool == "class" and self.class_token is False:
+            raise ValueError("pool 'class' needs a class token")
+        if self.norm_after_pool and self.pool != "mean":
+            raise ValueError(f"norm_after_pool is for pool 'mean', not {self.pool!r}")
+        if self.positions == "naflex" and self.pool != "map":
+            raise ValueError("positions 'naflex' needs pool 'map': others would count the padding")
+        if self.has_class_token and self.pool == "map":
+            raise ValueError("pool 'map' takes no class token")
 
     @property
     def grid(self) -> int:
         """Patches along each side."""
         return self.image_size // self.patch_size
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a token stands before the patches."""
+        return self.pool == "class" if self.class_token is None else self.class_token
+
+
+class Patches(NamedTuple):
+    """Images of any proportions as rows of patches, for `positions="naflex"`.
+
+    Image b has `grid[b, 0] * grid[b, 1]` patches, row by row from the top left; what follows in
+    its row of `pixels` is padding, which changes nothing.
+    """
+
+    pixels: Shaped[Array | np.ndarray, "B L P"]
+    """Each patch flattened as (row, column, channel); P = 3 * patch_size ** 2."""
+    grid: Int[Array | np.ndarray, "B 2"]
+    """Rows and columns of patches, at least 1 each."""
+
 
 def patches(images: Float[Array, "B height width C"], size: int) -> Float[Array, "B L P"]:
-    """Square patches row by row, each flattened as (row, column, channel)."""
+    """Whole square patches row by row, each flattened as (row, column, channel)."""
+    height, width = (side // size * size for side in images.shape[1:3])
+    images = images[:, :height, :width]
     return einops.rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=size, q=size)
 
 
@@ -68,34 +106,68 @@ class ViT(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
+    def __call__(self, images: Float[Array, "B height width 3"] | Patches) -> Float[Array, "B D"]:
         """`images` are normalised by the mean and standard deviation of the recipe.
 
         Raises:
-          ValueError: images are not of the configured size.
+          ValueError: images, or patches, are not of the configured size; or they are `Patches`
+            and the positions are not "naflex", or the other way round.
         """
         cfg, width = self.cfg, self.cfg.stack.width
-        if images.shape[1:3] != (cfg.image_size, cfg.image_size):
-            raise ValueError(f"images are {images.shape[1:3]}, the tower takes {cfg.image_size}")
-        embed = Dense(
-            width, self.dtype, use_bias=cfg.patch_bias, kernel_init=patch_init, name="patch"
-        )
-        x = self._with_positions(embed(patches(images, cfg.patch_size)))
+        if isinstance(images, Patches) != (cfg.positions == "naflex"):
+            wanted = "Patches" if cfg.positions == "naflex" else "images"
+            raise ValueError(f"a tower with positions {cfg.positions!r} takes {wanted}")
+        x, mask = self._embedded(images)
         if cfg.pre_norm:
             x = layer_norm(cfg.stack.norm_eps, self.dtype, "norm_pre")(x)
-        stack = Stack(cfg.stack, self.dtype, name="stack")
-        norm = layer_norm(cfg.stack.norm_eps, self.dtype, "norm")
-        if cfg.pool == "class":
-            pooled = norm(stack(x, ends=jnp.zeros((len(x), 1), jnp.int32)))
-        elif cfg.pool == "mean":
-            pooled = norm(stack(x)).mean(axis=1)
-        else:
-            pooled = MapPool(cfg.stack, self.dtype, name="pool")(norm(stack(x)))
+        pooled = self._pooled(x, mask)
         if not cfg.project:
             return pooled
         init = nn.initializers.normal(width**-0.5)
         head = Dense(self.embed_dim, self.dtype, use_bias=False, kernel_init=init, name="head")
         return head(pooled)
+
+    def _embedded(
+        self, images: Float[Array, "B height width 3"] | Patches
+    ) -> tuple[Float[Array, "B L W"], Bool[Array, "B 1 1 L"] | None]:
+        """All tokens with their positions; for `Patches` also which are no padding."""
+        cfg, width = self.cfg, self.cfg.stack.width
+        embed = Dense(
+            width, self.dtype, use_bias=cfg.patch_bias, kernel_init=patch_init, name="patch"
+        )
+        if not isinstance(images, Patches):
+            if images.shape[1:3] != (cfg.image_size, cfg.image_size):
+                found = images.shape[1:3]
+                raise ValueError(f"images are {found}, the tower takes {cfg.image_size}")
+            return self._with_positions(embed(patches(images, cfg.patch_size))), None
+        pixels, grid = (jnp.asarray(part) for part in images)
+        if pixels.shape[2] != 3 * cfg.patch_size**2:
+            raise ValueError(
+                f"patches have {pixels.shape[2]} numbers, the tower takes {3 * cfg.patch_size**2}"
+            )
+        real = jnp.arange(pixels.shape[1])[None] < jnp.prod(grid, axis=1)[:, None]
+        # A weight of zero does not undo an infinity: it must not arise.
+        pixels = jnp.where(real[..., None], pixels, jnp.zeros((), pixels.dtype))
+        positions = NaflexPositions(cfg.grid, width**-0.5, name="positions")
+        return positions(embed(pixels), grid), real[:, None, None]
+
+    def _pooled(
+        self, x: Float[Array, "B L W"], mask: Bool[Array, "B 1 1 L"] | None
+    ) -> Float[Array, "B W"]:
+        """All blocks, and one vector made of what comes out."""
+        cfg = self.cfg
+        stack = Stack(cfg.stack, self.dtype, name="stack")
+        norm = layer_norm(cfg.stack.norm_eps, self.dtype, "norm")
+        if cfg.pool == "class":
+            return norm(stack(x, ends=jnp.zeros((len(x), 1), jnp.int32)))
+        if cfg.pool == "map":
+            batch, length, _ = x.shape
+            among = None if mask is None else jnp.broadcast_to(mask, (batch, 1, length, length))
+            return MapPool(cfg.stack, self.dtype, name="pool")(norm(stack(x, among)), mask)
+        x = stack(x)
+        if cfg.has_class_token:
+            x = x[:, 1:]
+        return norm(x.mean(axis=1)) if cfg.norm_after_pool else norm(x).mean(axis=1)
 
     def _with_positions(self, x: Float[Array, "B L W"]) -> Float[Array, "B M W"]:
         """Adds the class token, if there is one, and every token's position."""
@@ -103,7 +175,7 @@ class ViT(nn.Module):
         std = width**-0.5
         if cfg.positions == "sincos":
             x = x + jnp.asarray(sincos_2d((cfg.grid, cfg.grid), width), x.dtype)[None]
-        if cfg.pool == "class":
+        if cfg.has_class_token:
             init = nn.initializers.normal(std)
             token = self.param("class_embedding", init, (width,), jnp.float32)
             token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))

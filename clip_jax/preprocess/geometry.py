@@ -123,12 +123,12 @@ def resize(
 
 
 def shortest_side(
-    image: UInt8[np.ndarray, "_ _ 3"], size: int
+    image: UInt8[np.ndarray, "_ _ 3"], size: int, interpolation: Interpolation = "bicubic"
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Bicubic, so that the shorter side has `size` pixels; then the `size` x `size` in the middle.
+    """Resized so that the shorter side has `size` pixels; then the `size` x `size` in the middle.
 
-    The same integers as torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)`: the longer
-    side is rounded down, the crop's corner to the nearest even.
+    The same integers as torchvision's `Resize(size)` and `CenterCrop(size)`: the longer side is
+    rounded down, the crop's corner to the nearest even.
 
     Raises:
       ValueError: the shape is so long that the resized picture has over `MAX_PIXELS`.
@@ -137,11 +137,36 @@ def shortest_side(
     short = min(height, width)
     width, height = width * size // short, height * size // short
     check_size(width, height)
-    image = resize(image, width, height)
+    image = resize(image, width, height, interpolation=interpolation)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image[top : top + size, left : left + size].copy()
 
 
-def squash(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Bicubic to `size` x `size`, whatever the proportions."""
-    return resize(image, size, size)
+def longest_side(
+    image: UInt8[np.ndarray, "_ _ 3"],
+    size: int,
+    interpolation: Interpolation = "bicubic",
+    fill: int = 0,
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resized so that the longer side has `size` pixels, in the middle of a square of `fill`.
+
+    The same integers as open_clip's resize_mode "longest": the shorter side is rounded, the half
+    pixel of padding goes to the right and the bottom. A sliver keeps one pixel, where open_clip
+    fails.
+    """
+    # Dividing twice, as open_clip does, decides the same way where a half is rounded.
+    ratio = max(image.shape[:2]) / size
+    height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
+    left, top = (size - width) // 2, (size - height) // 2
+    square = np.full((size, size, 3), fill, np.uint8)
+    square[top : top + height, left : left + width] = resize(
+        image, width, height, interpolation=interpolation
+    )
+    return square
+
+
+def squash(
+    image: UInt8[np.ndarray, "_ _ 3"], size: int, interpolation: Interpolation = "bicubic"
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resized to `size` x `size`, whatever the proportions."""
+    return resize(image, size, size, interpolation=interpolation)

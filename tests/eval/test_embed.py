@@ -1,5 +1,6 @@
 import dataclasses
 import threading
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 
 from clip_jax.eval.embed import unit
+from clip_jax.eval.encoders import Encoders
+from clip_jax.models.vit import Patches
+from clip_jax.preprocess.naflex import NaflexRecipe
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +198,75 @@ def test_sizes_must_be_positive(toy):
     message = "^an embedder needs at least 1: batch 0, threads -1$"
     with pytest.raises(ValueError, match=message):
         toy.embedder(batch=0, threads=-1)
+
+
+@pytest.fixture
+def flat(toy):
+    """Pictures of any shape as a padded row of pixels and how many there are; sums seen."""
+    seen = []
+
+    class Flat(NamedTuple):
+        pixels: np.ndarray
+        count: np.ndarray
+
+    def prepare(image):
+        pixels = image.reshape(-1, 3)
+        padded = np.zeros((12, 3), np.uint8)
+        padded[: len(pixels)] = pixels
+        return Flat(padded, np.array([len(pixels)], np.int32))
+
+    def image_fn(batch):
+        assert isinstance(batch, Flat)
+        seen.append((batch.pixels.shape, batch.count.shape, batch.count.dtype))
+        return batch.pixels.sum(axis=1, dtype=np.int64) / batch.count  # 0 / 0 would be an error.
+
+    return toy.embedder(prepare=prepare, image_fn=image_fn), seen
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 6])
+def test_pictures_may_be_tuples_of_arrays(flat, toy, n):
+    embedder, seen = flat
+    embedder = dataclasses.replace(embedder, progress=lambda *news: told.append(news))
+    told, rng = [], np.random.default_rng(0)
+    items = [rng.integers(1, 256, (1 + i % 3, 4, 3), dtype=np.uint8) for i in range(n)]
+    if n == 0:
+        embedder = dataclasses.replace(
+            embedder, prepare=lambda image: flat[0].prepare(image[:2, :2])
+        )
+    rows = embedder.images(items)
+    assert set(seen) == {((4, 12, 3), (4, 1), np.dtype(np.int32))}
+    means = np.array([item.mean(axis=(0, 1)) for item in items]).reshape(n, 3)
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+    assert [done for _, done, _ in told] == [min(4, n), n][: -(-n // 4)]
+
+
+def test_encoders_give_a_naflex_model_normalised_patches_of_every_picture():
+    recipe = NaflexRecipe(patch_size=2, max_patches=6, mean=(0.2, 0.4, 0.6))
+    pictures = [
+        np.full(shape, 51 * i, np.uint8) for i, shape in enumerate([(4, 6), (9, 2), (5, 5)])
+    ]
+    traced = []
+
+    class Model:
+        def apply(self, variables, images, method):
+            assert isinstance(images, Patches) and method == "encode_image"
+            traced.append(images.pixels.shape)
+            grid = images.grid.astype(jnp.float32)
+            return jnp.concatenate([grid, images.pixels[:, 0, :3], variables["params"][:, None]], 1)
+
+    embedder = Encoders(Model(), recipe).bind(jnp.full(2, 0.5), lambda texts: None, batch=2)
+    rows = embedder.images(pictures)
+    # Grey levels 0, 51, 102 are 0, 0.2, 0.4 of the full range; the deviation is 0.5.
+    expected = np.array(
+        [
+            [2, 3, -0.4, -0.8, -1.2, 0.5],
+            [5, 1, 0.0, -0.4, -0.8, 0.5],
+            [2, 2, 0.4, 0.0, -0.4, 0.5],
+        ]
+    )
+    np.testing.assert_array_equal([recipe(p).grid for p in pictures], expected[:, :2])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+    assert traced == [(2, 6, 12)]
+    assert embedder.images([]).shape == (0, 6)

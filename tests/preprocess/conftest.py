@@ -1,4 +1,5 @@
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -22,3 +23,16 @@ def encode():
         return data.getvalue()
 
     return encode
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """What open_clip and transformers make of small pictures; see golden/make_preprocess.py."""
+    with np.load(pathlib.Path(__file__).parents[1] / "golden" / "preprocess.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def pictures(golden):
+    """Name -> uint8 picture, in the order of the golden results."""
+    return {key[8:]: array for key, array in golden.items() if key.startswith("picture/")}

@@ -183,3 +183,32 @@ def test_shortest_side_cuts_the_middle(shape):
 def test_a_sliver_is_refused_instead_of_filling_memory():
     with pytest.raises(ValueError, match=r"1120000 x 224 pixels"):
         geometry.shortest_side(np.zeros((1, 5000, 3), np.uint8), 224)
+
+
+@pytest.mark.parametrize(
+    "shape, inner",
+    [
+        ((10, 20), (slice(4, 12), slice(0, 16))),
+        ((20, 10), (slice(0, 16), slice(4, 12))),
+        ((9, 16), (slice(3, 12), slice(0, 16))),  # 7 rows left: 3 above and 4 below.
+        ((16, 16), (slice(0, 16), slice(0, 16))),
+        ((1, 3), (slice(5, 10), slice(0, 16))),  # 5.33 rows.
+        ((1, 5000), (slice(7, 8), slice(0, 16))),  # 0.003 rows: one is kept.
+    ],
+)
+def test_longest_side_lies_in_the_middle_of_its_padding(shape, inner):
+    image = np.random.default_rng(2).integers(0, 100, (*shape, 3), np.uint8)
+    square = geometry.longest_side(image, 16, "bilinear", fill=200)
+    size = [s.stop - s.start for s in inner]
+    small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(square[inner], small)
+    padding = np.ones((16, 16), bool)
+    padding[inner] = False
+    assert (square[padding] == 200).all()
+
+
+@pytest.mark.parametrize("fit", [geometry.shortest_side, geometry.squash, geometry.longest_side])
+def test_the_filter_is_the_one_asked_for(photo, fit):
+    bicubic, bilinear = fit(photo, 20, "bicubic"), fit(photo, 20, "bilinear")
+    np.testing.assert_array_equal(fit(photo, 20), bicubic)
+    assert bicubic.shape == bilinear.shape and not np.array_equal(bicubic, bilinear)

@@ -6,20 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from clip_jax.checkpoint.start import checkpoint_folder, saved_config
-from clip_jax.checkpoint.store import load_params
-from clip_jax.config import from_data
 from clip_jax.eval import zero_shot
 from clip_jax.eval.embed import Embedder
 from clip_jax.eval.encoders import Encoders
-from clip_jax.models.clip import CLIP, ClipConfig, init_params
-from clip_jax.preprocess.recipe import Recipe
-from clip_jax.tokenizers import Tokenizer, TokenizerConfig
+from clip_jax.models.clip import CLIP
+from clip_jax.preprocess.recipe import RecipeConfig
+from clip_jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +28,8 @@ class Clip:
     model: CLIP
     params: Mapping[str, Any]
     tokenizer: Tokenizer
-    preprocess: Recipe
-    """Called on a path's bytes, a PIL image or an array: uint8 (size, size, 3)."""
+    preprocess: RecipeConfig
+    """Called on a path's bytes, a PIL image or an array: uint8 (size, size, 3), or patches."""
     batch: int = 64
     """Images, or texts, per call of the model."""
 
@@ -53,7 +49,7 @@ class Clip:
         embedder = dataclasses.replace(self.embedder, prepare=self._prepare)
         return embedder.images(list(enumerate(images)))
 
-    def _prepare(self, numbered: tuple[int, Any]) -> np.ndarray:
+    def _prepare(self, numbered: tuple[int, Any]) -> Any:
         """Pixels of one of the images given; an error names its path or number."""
         number, image = numbered
         try:
@@ -84,34 +80,15 @@ class Clip:
           templates: prompts with one placeholder, `{}`; their embeddings are averaged.
         """
         weights = zero_shot.classifier(self.encode_text, class_names, templates)
-        scale = float(np.exp(self.params["logit_scale"]))
-        return zero_shot.classify(self.encode_image(images), weights, scale=scale)
+        return zero_shot.classify(self.encode_image(images), weights, scale=self.scale)
+
+    @property
+    def scale(self) -> float:
+        """One over the temperature."""
+        return float(np.exp(np.asarray(self.params["logit_scale"], np.float64)))
 
     @functools.cached_property
     def embedder(self) -> Embedder:
         """The same model as an evaluator sees it."""
         encoders = Encoders(self.model, self.preprocess)
         return encoders.bind(self.params, self.tokenizer, self.batch)
-
-
-def load(path: str, *, batch: int = 64) -> Clip:
-    """A trained model from a run folder (its newest checkpoint) or a checkpoint folder.
-
-    Raises:
-      FileNotFoundError: `path` is neither.
-      CheckpointError: its arrays are not those of its config.
-    """
-    folder = checkpoint_folder(path)
-    config = saved_config(folder)
-    model = from_data(ClipConfig, config["model"], "model")
-    tokenizer = from_data(TokenizerConfig, config["tokenizer"], "tokenizer")
-    recipe = from_data(Recipe, config["recipe"], "recipe")
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-    )
-    params = load_params(folder, abstract)
-    return Clip(
-        model=CLIP(model), params=params, tokenizer=tokenizer, preprocess=recipe, batch=batch
-    )

@@ -1,0 +1,239 @@
+"""One way in for every checkpoint: runs, files, folders, hub repositories, catalogued names."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from clip_jax import tree
+from clip_jax.api.clip import Clip
+from clip_jax.api.save import interpolate
+from clip_jax.checkpoint.start import checkpoint_folder, saved_config
+from clip_jax.checkpoint.store import load_params
+from clip_jax.config import from_data, read_json
+from clip_jax.models.axes import logical_axes
+from clip_jax.models.clip import CLIP, ClipConfig, init_params
+from clip_jax.models.resnet import ResNetConfig
+from clip_jax.preprocess import published
+from clip_jax.preprocess.naflex import NaflexRecipe
+from clip_jax.preprocess.recipe import Recipe, RecipeConfig
+from clip_jax.pretrained import formats, rules
+from clip_jax.sharding.place import param_shardings
+from clip_jax.sharding.rules import AxisRules
+from clip_jax.tokenizers import Tokenizer, TokenizerConfig, files
+
+HUB = "hf-hub:"
+Dtype = Literal["float32", "bfloat16"]
+Sharding = jax.sharding.Sharding | tuple[jax.sharding.Mesh, AxisRules]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    batch: int = 64,
+    dtype: Dtype | None = None,
+    sharding: Sharding | None = None,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+) -> Clip:
+    """A trained model with the tokenizer and the preprocessing that belong to it.
+
+    Args:
+      path: a clip_jax run or checkpoint folder; a file or folder of weights in OpenAI's,
+        open_clip's, transformers' or big_vision's format (recognised from its content); a Hugging
+        Face repository, `hf-hub:organisation/name`; or a catalogued name, `ViT-B-32/openai`.
+      batch: images, or texts, per call of the model.
+      dtype: of parameters and activations; None: parameters float32, activations as the
+        accelerator likes them.
+      sharding: where parameters are placed: one Sharding for all, or a mesh and its axis rules;
+        None: the first device. Host memory holds one parameter at a time.
+      image_size, context_length: other sizes than the model's; positions are resampled.
+      model: name of an architecture (`clip-jax models`), for files that do not tell it.
+      revision: of a hub repository: a branch, tag or commit.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file or name (the nearest are given), a damaged or
+        refused file, arrays that are missing, unexpected or of another shape (all are listed).
+      CheckpointError: arrays of a run are not those of its config.
+    """
+    place = _placer(sharding)
+    if _is_run(path):
+        clip = _from_run(path, batch, dtype, place)
+        wanted = clip.model.cfg
+    else:
+        folder, row = _locate(path, revision)
+        # The catalogue knows which activation weights were trained with; a config need not.
+        stored = formats.open_stored(folder, model or (row and row.preset))
+        clip = _from_published(stored, row, batch, dtype, place)
+        wanted = stored.wanted
+    return interpolate(
+        clip,
+        image_size=image_size or wanted.image.image_size,
+        context_length=context_length or wanted.text.context_length,
+    )
+
+
+Place = Callable[[Any], Any]
+"""From a tree of shapes to a tree of shardings."""
+
+
+def _placer(sharding: Sharding | None) -> Place:
+    if isinstance(sharding, tuple):
+        mesh, table = sharding
+        return lambda shapes: param_shardings(shapes, logical_axes(shapes), table, mesh)
+    one = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return lambda shapes: jax.tree.map(lambda _: one, shapes)
+
+
+def abstract_params(model: ClipConfig, dtype: Dtype | None, place: Place) -> Any:
+    """Shape, type and sharding of every parameter."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=where),
+        shapes,
+        place(shapes),
+    )
+
+
+def _is_run(path: str | os.PathLike[str]) -> bool:
+    from etils import epath
+
+    folder = epath.Path(path)
+    return any((folder / name).exists() for name in ("params", "checkpoints"))
+
+
+def _from_run(path: str | os.PathLike[str], batch: int, dtype: Dtype | None, place: Place) -> Clip:
+    folder = checkpoint_folder(path)
+    config = saved_config(folder)
+    model = _computing_in(from_data(ClipConfig, config["model"], "model"), dtype)
+    tokenizer = from_data(TokenizerConfig, config["tokenizer"], "tokenizer")
+    recipe = from_data(RecipeConfig, config["recipe"], "recipe")
+    params = load_params(folder, abstract_params(model, dtype, place))
+    return Clip(
+        model=CLIP(model), params=params, tokenizer=tokenizer, preprocess=recipe, batch=batch
+    )
+
+
+def _computing_in(model: ClipConfig, dtype: Dtype | None) -> ClipConfig:
+    return model if dtype is None else dataclasses.replace(model, dtype=dtype)
+
+
+def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, Any]:
+    """A local file or folder, and the catalogue's row if it was named there."""
+    name = os.fspath(path)
+    if Path(name).exists():
+        return Path(name), None
+    from clip_jax.pretrained import catalog, hub
+
+    if name.startswith(HUB):
+        return hub.fetch(name.removeprefix(HUB), revision=revision), None
+    if isinstance(path, os.PathLike) or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{name} does not exist")
+    try:
+        row = catalog.find(name)
+    except ValueError as fault:
+        raise FileNotFoundError(
+            f"{name!r} is no folder or file, no {HUB}organisation/name, and no catalogued name: "
+            f"{fault}"
+        ) from fault
+    return hub.fetch(row.hub, revision=revision), row
+
+
+def _from_published(
+    stored: formats.Stored, row: Any, batch: int, dtype: Dtype | None, place: Place
+) -> Clip:
+    config = _computing_in(stored.config, dtype)
+    abstract = abstract_params(config, dtype, place)
+    leaves = dict(zip(tree.paths(abstract), jax.tree.leaves(abstract), strict=True))
+
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        where = leaves[name].sharding
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return Clip(
+        model=CLIP(config),
+        params=rules.read(stored.rules, stored.arrays, abstract, put, str(stored.file)),
+        tokenizer=_tokenizer(stored),
+        preprocess=_recipe(stored, row),
+        batch=batch,
+    )
+
+
+def _recipe(stored: formats.Stored, row: Any) -> RecipeConfig:
+    """What the files say of preprocessing; else the catalogue; else what the authors do."""
+    size = stored.config.image.image_size
+    if "preprocess_cfg" in stored.metadata:
+        recipe = published.from_open_clip(stored.metadata["preprocess_cfg"], size)
+    elif (found := _processor(stored)) is not None:
+        recipe = published.from_huggingface(found)
+    elif row is not None:
+        recipe = row.recipe
+    else:
+        recipe = _usual_recipe(stored)
+    if isinstance(recipe, Recipe):
+        return dataclasses.replace(recipe, size=size)
+    return recipe
+
+
+def _processor(stored: formats.Stored) -> Any:
+    if stored.format != "huggingface":
+        return None
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (file := stored.file.parent / name).is_file():
+            return read_json(file)
+    return None
+
+
+def _usual_recipe(stored: formats.Stored) -> RecipeConfig:
+    image = stored.config.image
+    if isinstance(image, ResNetConfig) or image.pool != "map":
+        return Recipe(size=image.image_size)
+    if image.positions == "naflex":
+        return NaflexRecipe(patch_size=image.patch_size)
+    half = (0.5, 0.5, 0.5)
+    # big_vision resizes with TensorFlow's bilinear filter; the ports of its models are bicubic.
+    how = "bilinear" if stored.format == "big_vision" else "bicubic"
+    return Recipe(size=image.image_size, resize="squash", mean=half, std=half, interpolation=how)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoTokenizer:
+    """Stands where a model came without its vocabulary: images can be encoded, texts cannot."""
+
+    reason: str
+    context_length: int
+    vocab_size: int
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Raises ValueError with the reason."""
+        raise ValueError(self.reason)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Raises ValueError with the reason."""
+        return self.tokenize(texts)[0]
+
+
+def _tokenizer(stored: formats.Stored) -> Tokenizer:
+    """The vocabulary beside the weights, or CLIP's own for a model that has its size."""
+    text, words = stored.config.text, stored.metadata.get("model_cfg", {}).get("text_cfg", {})
+    try:
+        return files.find(
+            stored.file.parent,
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
+            open_clip=words,
+        )
+    except (FileNotFoundError, ValueError) as fault:
+        warnings.warn(f"{stored.file} has no tokenizer: {fault}", stacklevel=4)
+        return NoTokenizer(
+            reason=f"{stored.file} has no tokenizer: {fault}",
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
+        )

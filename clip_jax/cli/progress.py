@@ -1,0 +1,27 @@
+"""A bar while images and texts are embedded."""
+
+from typing import Any
+
+
+class EmbeddingBar:
+    """A context whose value is what `Embedder.progress` wants; shown on terminals only."""
+
+    def __init__(self, console: Any):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = TextColumn("embedding {task.description}"), BarColumn(), MofNCompleteColumn()
+        self._bar = Progress(*columns, Remaining(), console=console, transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self):
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, what: str, done: int, total: int | None) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what)
+        self._bar.update(self._tasks[what], completed=done, total=total)

@@ -1,0 +1,1 @@
+"""Published checkpoints: read, converted in both directions, and written back."""
