@@ -1,8 +1,8 @@
 """Train, evaluate and use CLIP-family models in JAX.
 
-`load(X)` gives a trained model with its tokenizer and preprocessing, from a run, a file, a folder, a
-hub repository or a catalogued name; `save` writes it in another library's format. The rooms
-below (`models`, `losses`, `data`, `train`, `eval`, ...) are importable on their own.
+`load(X)` gives a trained model with its tokenizer and preprocessing, from a run, a file, a folder,
+a hub repository or a catalogued name; `save` writes it in another library's format. The rooms below
+(`models`, `losses`, `data`, `train`, `eval`, ...) are importable on their own.
 """
 
 from typing import TYPE_CHECKING, Any

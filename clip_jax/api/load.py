@@ -2,8 +2,7 @@
 
 import dataclasses
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +11,19 @@ import numpy as np
 
 from clip_jax import tree
 from clip_jax.api.clip import Clip
+from clip_jax.api.parts import choose_recipe, choose_tokenizer
 from clip_jax.api.save import interpolate
 from clip_jax.checkpoint.start import checkpoint_folder, saved_config
 from clip_jax.checkpoint.store import load_params
-from clip_jax.config import from_data, read_json
+from clip_jax.config import from_data
 from clip_jax.models.axes import logical_axes
 from clip_jax.models.clip import CLIP, ClipConfig, init_params
-from clip_jax.models.resnet import ResNetConfig
-from clip_jax.preprocess import published
-from clip_jax.preprocess.naflex import NaflexRecipe
-from clip_jax.preprocess.recipe import Recipe, RecipeConfig
-from clip_jax.pretrained import formats, rules
+from clip_jax.preprocess.recipe import RecipeConfig
+from clip_jax.pretrained import catalog, formats, hub, rules
+from clip_jax.pretrained.catalog import Published
 from clip_jax.sharding.place import param_shardings
 from clip_jax.sharding.rules import AxisRules
-from clip_jax.tokenizers import Tokenizer, TokenizerConfig, files
+from clip_jax.tokenizers import Tokenizer, TokenizerConfig
 
 HUB = "hf-hub:"
 Dtype = Literal["float32", "bfloat16"]
@@ -41,6 +39,7 @@ def load(
     image_size: int | None = None,
     context_length: int | None = None,
     model: str | None = None,
+    tokenizer: Tokenizer | None = None,
     revision: str | None = None,
 ) -> Clip:
     """A trained model with the tokenizer and the preprocessing that belong to it.
@@ -56,6 +55,7 @@ def load(
         None: the first device. Host memory holds one parameter at a time.
       image_size, context_length: other sizes than the model's; positions are resampled.
       model: name of an architecture (`clip-jax models`), for files that do not tell it.
+      tokenizer: in place of what the files say; needed where weights come without a vocabulary.
       revision: of a hub repository: a branch, tag or commit.
 
     Raises:
@@ -66,12 +66,13 @@ def load(
     place = _placer(sharding)
     if _is_run(path):
         clip = _from_run(path, batch, dtype, place)
+        clip = dataclasses.replace(clip, tokenizer=tokenizer or clip.tokenizer)
         wanted = clip.model.cfg
     else:
         folder, row = _locate(path, revision)
         # The catalogue knows which activation weights were trained with; a config need not.
         stored = formats.open_stored(folder, model or (row and row.preset))
-        clip = _from_published(stored, row, batch, dtype, place)
+        clip = _from_published(stored, row, tokenizer, batch, dtype, place)
         wanted = stored.wanted
     return interpolate(
         clip,
@@ -125,12 +126,11 @@ def _computing_in(model: ClipConfig, dtype: Dtype | None) -> ClipConfig:
     return model if dtype is None else dataclasses.replace(model, dtype=dtype)
 
 
-def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, Any]:
+def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, Published | None]:
     """A local file or folder, and the catalogue's row if it was named there."""
     name = os.fspath(path)
     if Path(name).exists():
         return Path(name), None
-    from clip_jax.pretrained import catalog, hub
 
     if name.startswith(HUB):
         return hub.fetch(name.removeprefix(HUB), revision=revision), None
@@ -147,7 +147,12 @@ def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, A
 
 
 def _from_published(
-    stored: formats.Stored, row: Any, batch: int, dtype: Dtype | None, place: Place
+    stored: formats.Stored,
+    row: Published | None,
+    tokenizer: Tokenizer | None,
+    batch: int,
+    dtype: Dtype | None,
+    place: Place,
 ) -> Clip:
     config = _computing_in(stored.config, dtype)
     abstract = abstract_params(config, dtype, place)
@@ -160,80 +165,7 @@ def _from_published(
     return Clip(
         model=CLIP(config),
         params=rules.read(stored.rules, stored.arrays, abstract, put, str(stored.file)),
-        tokenizer=_tokenizer(stored),
-        preprocess=_recipe(stored, row),
+        tokenizer=tokenizer or choose_tokenizer(stored, row),
+        preprocess=choose_recipe(stored, row),
         batch=batch,
     )
-
-
-def _recipe(stored: formats.Stored, row: Any) -> RecipeConfig:
-    """What the files say of preprocessing; else the catalogue; else what the authors do."""
-    size = stored.config.image.image_size
-    if "preprocess_cfg" in stored.metadata:
-        recipe = published.from_open_clip(stored.metadata["preprocess_cfg"], size)
-    elif (found := _processor(stored)) is not None:
-        recipe = published.from_huggingface(found)
-    elif row is not None:
-        recipe = row.recipe
-    else:
-        recipe = _usual_recipe(stored)
-    if isinstance(recipe, Recipe):
-        return dataclasses.replace(recipe, size=size)
-    return recipe
-
-
-def _processor(stored: formats.Stored) -> Any:
-    if stored.format != "huggingface":
-        return None
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (file := stored.file.parent / name).is_file():
-            return read_json(file)
-    return None
-
-
-def _usual_recipe(stored: formats.Stored) -> RecipeConfig:
-    image = stored.config.image
-    if isinstance(image, ResNetConfig) or image.pool != "map":
-        return Recipe(size=image.image_size)
-    if image.positions == "naflex":
-        return NaflexRecipe(patch_size=image.patch_size)
-    half = (0.5, 0.5, 0.5)
-    # big_vision resizes with TensorFlow's bilinear filter; the ports of its models are bicubic.
-    how = "bilinear" if stored.format == "big_vision" else "bicubic"
-    return Recipe(size=image.image_size, resize="squash", mean=half, std=half, interpolation=how)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoTokenizer:
-    """Stands where a model came without its vocabulary: images can be encoded, texts cannot."""
-
-    reason: str
-    context_length: int
-    vocab_size: int
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Raises ValueError with the reason."""
-        raise ValueError(self.reason)
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Raises ValueError with the reason."""
-        return self.tokenize(texts)[0]
-
-
-def _tokenizer(stored: formats.Stored) -> Tokenizer:
-    """The vocabulary beside the weights, or CLIP's own for a model that has its size."""
-    text, words = stored.config.text, stored.metadata.get("model_cfg", {}).get("text_cfg", {})
-    try:
-        return files.find(
-            stored.file.parent,
-            context_length=text.context_length,
-            vocab_size=text.vocab_size,
-            open_clip=words,
-        )
-    except (FileNotFoundError, ValueError) as fault:
-        warnings.warn(f"{stored.file} has no tokenizer: {fault}", stacklevel=4)
-        return NoTokenizer(
-            reason=f"{stored.file} has no tokenizer: {fault}",
-            context_length=text.context_length,
-            vocab_size=text.vocab_size,
-        )

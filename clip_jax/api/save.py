@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any, cast
 
 from clip_jax.api.clip import Clip
 from clip_jax.models.clip import CLIP
@@ -31,8 +32,9 @@ def interpolate(
     recipe, tokenizer = clip.preprocess, clip.tokenizer
     if isinstance(recipe, Recipe):
         recipe = dataclasses.replace(recipe, size=new.image.image_size)
-    if tokenizer.context_length != new.text.context_length:
-        tokenizer = dataclasses.replace(tokenizer, context_length=new.text.context_length)
+    length = new.text.context_length
+    if tokenizer.context_length != length:
+        tokenizer = dataclasses.replace(cast(Any, tokenizer), context_length=length)
     return dataclasses.replace(
         clip,
         model=CLIP(new),

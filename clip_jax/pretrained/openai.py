@@ -16,9 +16,10 @@ IGNORED = ("input_resolution", "context_length", "vocab_size", "*.num_batches_tr
 
 def rules(cfg: ClipConfig, *, text: str = "") -> list[r.Rule]:
     """The table of a model; `text` stands before the text tower's names (open_clip: `text.`)."""
-    is_resnet = isinstance(cfg.image, ResNetConfig)
-    image = resnet_rules(cfg.image) if is_resnet else vit_rules(cfg.image)
-    return [*image, *text_rules(cfg.text, text), *scalar_rules(cfg)]
+    words = [*text_rules(cfg.text, text), *scalar_rules(cfg)]
+    if isinstance(cfg.image, ResNetConfig):
+        return [*resnet_rules(cfg.image), *words]
+    return [*vit_rules(cfg.image), *words]
 
 
 def scalar_rules(cfg: ClipConfig) -> list[r.Rule]:

@@ -43,7 +43,7 @@ def resize_positions(params: Mapping[str, Any], old: ClipConfig, new: ClipConfig
     if old.image.grid != new.image.grid:
         where = "attend_pool" if isinstance(old.image, ResNetConfig) else None
         holder = image[where] if where else image
-        prefix = 1 if where or old.image.has_class_token else 0
+        prefix = 1 if isinstance(old.image, ResNetConfig) or old.image.has_class_token else 0
         if "positions" in holder:  # Fixed sines have no table.
             table = posemb.resample(
                 holder["positions"]["embedding"],

@@ -12,6 +12,7 @@ from typing import Any
 
 import einops
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import tree
@@ -216,7 +217,7 @@ def read(
     """
     wanted = expected(rules, shapes)
     require_same(stored, wanted, file)
-    odd = [n for n in wanted if not jax.dtypes.issubdtype(stored[n].dtype, np.floating)]
+    odd = [n for n in wanted if not jnp.issubdtype(stored[n].dtype, jnp.floating)]
     if odd:
         listed = "; ".join(f"{name}: {stored[name].dtype}" for name in odd)
         raise WeightsError(f"{file} holds arrays that are no floating-point numbers: {listed}")

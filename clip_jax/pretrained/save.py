@@ -119,7 +119,10 @@ def _openai(model: Model, draft: Path) -> None:
     openai.require_expressible(model.config)
     default = Recipe(size=model.config.image.image_size)
     usual = ClipBpe(context_length=model.config.text.context_length)
-    if model.recipe != default or (isinstance(model.tokenizer, KINDS) and model.tokenizer != usual):
+    own = model.tokenizer
+    if isinstance(own, ClipBpe):  # How a text may spell the special tokens is no part of a model.
+        own = dataclasses.replace(own, spelling="openai")
+    if model.recipe != default or (isinstance(own, KINDS) and own != usual):
         raise ValueError(
             "OpenAI's format has no place for a tokenizer or preprocessing of its own; this model "
             f"has {model.recipe} and {model.tokenizer}"

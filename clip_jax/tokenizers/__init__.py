@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from clip_jax.tokenizers.clip_bpe import ClipBpe
+from clip_jax.tokenizers.hub import HubTokenizer
 from clip_jax.tokenizers.sentencepiece import SentencePiece
 
-__all__ = ["ClipBpe", "SentencePiece", "Tokenizer", "TokenizerConfig"]
+__all__ = ["ClipBpe", "HubTokenizer", "SentencePiece", "Tokenizer", "TokenizerConfig"]
 
 
 @runtime_checkable
@@ -47,4 +48,4 @@ class Tokenizer(Protocol):
         ...
 
 
-TokenizerConfig = ClipBpe | SentencePiece
+TokenizerConfig = ClipBpe | SentencePiece | HubTokenizer

@@ -6,31 +6,39 @@ import functools
 import io
 import os
 import re
-import string
-import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int
 
+from clip_jax.tokenizers import storage
 from clip_jax.tokenizers.batch import check_texts, pad_or_cut
-
-Clean = Literal["none", "lower", "canonicalize"]
-
-_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+from clip_jax.tokenizers.clean import Clean, clean_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentencePiece:
     """A vocabulary read from a `.model` file, with the rows laid out as SigLIP expects.
 
-    A row is the text, the end token, and padding. The text tower pools at the last position, so
-    what stands there matters: in a full or cut row it is the end token, in a short one the
-    padding. SigLIP therefore pads with the end token, and every row ends in it.
+    A row is the text, the end token, and padding; a text that is cut keeps the end token in the
+    last place. The text tower pools at the last position, so what stands there matters. SigLIP
+    pads with the end token, so that every row ends in it; SigLIP 2 pads with 0.
 
-    Source: Zhai et al. 2023, arXiv:2303.15343 (big_vision's "sticky" end token).
+    The name of a special token written out in a text is plain text, as in big_vision. (In
+    transformers, only `split_special_tokens=True` reads it so.)
+
+    The originals, on the published vocabularies:
+
+    * SigLIP in big_vision: `clean="lower_ascii"`. In transformers (`SiglipTokenizer`):
+      `clean="siglip"`. In OpenCLIP: `clean="open_clip_canonicalize"`, but it has no byte pieces,
+      so in the multilingual models a character without a piece is unknown there.
+    * SigLIP 2 in big_vision: `clean="lower_ascii", pad_id=0`. In transformers: `clean="lower",
+      pad_id=0`. In OpenCLIP: `clean="open_clip_canonicalize", pad_id=0`.
+
+    Source: Zhai et al. 2023, arXiv:2303.15343; Tschannen et al. 2025, arXiv:2502.14786
+    (big_vision's "sticky" end token).
     """
 
     model: str
@@ -38,8 +46,7 @@ class SentencePiece:
     context_length: int = 64
     """Tokens a text, the end token included; at least 1."""
     clean: Clean = "none"
-    """Before encoding: "lower" (SigLIP 2), or "canonicalize" (SigLIP: lower case, underscores to
-    spaces, other ASCII punctuation removed, white space collapsed)."""
+    """What happens before encoding; see `clip_jax.tokenizers.clean`."""
     pad_id: int | None = None
     """None: the model's end token, as in SigLIP. SigLIP 2 pads with 0."""
 
@@ -74,15 +81,41 @@ class SentencePiece:
         Raises:
           FileNotFoundError, ValueError: the model file is missing, or no usable model.
         """
-        cleaned = [clean_text(text, self.clean) for text in check_texts(texts)]
-        # One thread: batches are small, and starting threads costs more than they save.
-        rows = self._encoder.encode(cleaned, add_eos=True, num_threads=1)
-        pad_id = self._encoder.eos_id() if self.pad_id is None else self.pad_id
+        rows = self._rows([clean_text(text, self.clean) for text in check_texts(texts)])
+        pad_id = self.end_id if self.pad_id is None else self.pad_id
         return pad_or_cut(rows, self.context_length, pad_id=pad_id)
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """The ids alone."""
         return self.tokenize(texts)[0]
+
+    def _rows(self, cleaned: list[str]) -> list[list[int]]:
+        # One thread: batches are small, and starting threads costs more than they save.
+        encode = functools.partial(self._encoder.encode, num_threads=1)
+        if self.clean != "siglip":
+            return encode(cleaned, add_eos=True)
+        # SiglipTokenizer writes the unknown token's name before a text and drops its pieces from
+        # the result. That decides which of two equally good ways to cut "..." into pieces is taken.
+        unknown = self._encoder.id_to_piece(self._encoder.unk_id())
+        skipped = len(encode(unknown))
+        rows = encode([f"{unknown}▁{text}" for text in cleaned], add_eos=True)
+        return [row[skipped:] for row in rows]
+
+    @property
+    def end_id(self) -> int:
+        """The end token's id."""
+        return self._encoder.eos_id()
+
+    def id_of(self, piece: str) -> int:
+        """The id of a piece or special token.
+
+        Raises:
+          ValueError: the model has no such piece.
+        """
+        found = self._encoder.piece_to_id(piece)
+        if self._encoder.id_to_piece(found) != piece:  # It says "unknown" instead.
+            raise ValueError(f"{self.model} has no piece {piece!r}")
+        return found
 
     @functools.cached_property
     def _encoder(self) -> Any:
@@ -92,14 +125,6 @@ class SentencePiece:
                 f"pad_id {self.pad_id}: {self.model} has only {encoder.get_piece_size()} pieces"
             )
         return encoder
-
-
-def clean_text(text: str, how: Clean) -> str:
-    """A text as the vocabulary should see it; half surrogate pairs become U+FFFD."""
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if how == "canonicalize":
-        text = " ".join(text.translate(_PUNCTUATION).split())
-    return text if how == "none" else text.lower()
 
 
 def train(
@@ -156,7 +181,7 @@ def train(
         )
     except RuntimeError as error:
         raise ValueError(_why(str(error), vocab_size, len(cleaned))) from error
-    _write_whole(path, written.getvalue())
+    storage.write_whole(path, written.getvalue())
     return tokenizer
 
 
@@ -171,37 +196,12 @@ def _why(message: str, vocab_size: int, texts: int) -> str:
 def _load(path: epath.Path) -> Any:
     import sentencepiece
 
-    path = path.expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a model{_models_in(path, path.name)}")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no SentencePiece model {path}{_models_in(path.parent, path.name)}"
-        )
+    packed = storage.read(path, "SentencePiece model", (".model",))
     encoder = sentencepiece.SentencePieceProcessor()
     try:
-        encoder.LoadFromSerializedProto(path.read_bytes())
+        encoder.LoadFromSerializedProto(packed)
     except RuntimeError as error:
         raise ValueError(f"{path} is not a SentencePiece model, or is damaged: {error}") from error
     if encoder.eos_id() < 0:
         raise ValueError(f"{path} has no end token (</s>), which every row must end in")
     return encoder
-
-
-def _models_in(folder: epath.Path, name: str) -> str:
-    known = sorted(file.name for file in folder.glob("*.model"))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f" (nearest: {near[0]}; {folder} has {', '.join(known)})" if near else ""
-
-
-def _write_whole(path: epath.Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError as error:
-        reason = f"could not write the model: {error.strerror or error}"
-        raise OSError(error.errno, reason, os.fspath(path)) from error
-    finally:
-        draft.unlink(missing_ok=True)

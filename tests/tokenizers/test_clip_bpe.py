@@ -18,7 +18,7 @@ import ftfy
 import numpy as np
 import pytest
 
-from clip_jax.tokenizers import ClipBpe, clip_bpe
+from clip_jax.tokenizers import ClipBpe, clean, clip_bpe
 
 ROOT = pathlib.Path(__file__).parents[2]
 ASSET = ROOT / "clip_jax" / "tokenizers" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
@@ -176,7 +176,39 @@ def test_skipping_the_repair_of_plain_text_changes_nothing():
     draw = random.Random(0)
     texts += ["".join(draw.choices(string.printable, k=20)) for _ in range(1000)]
     texts += ["<b>&lt;</b>", "a\r\nb", "\x1b[0m", "\\u00e9 \\x41 %20 =E9", "``quoted''", "&ltamp;"]
-    assert [clip_bpe.clean(text) for text in texts] == [twin_clean(text) for text in texts]
+    assert [clean.clean_text(text, "open_clip_lower") for text in texts] == [
+        twin_clean(text) for text in texts
+    ]
+
+
+def test_words_that_are_kept_change_no_ids_and_stay_few(monkeypatch):
+    expected = ClipBpe(context_length=40)(NASTY)
+    monkeypatch.setattr(clip_bpe, "_KEPT_WORDS", 7)
+    monkeypatch.setattr(clip_bpe, "_KEPT_LENGTH", 5)
+    tokenizer = ClipBpe(context_length=40)
+    for texts in (NASTY, NASTY[::-1], *([text] for text in NASTY)):
+        ids = dict(zip(texts, tokenizer(texts), strict=True))
+        for text, row in zip(NASTY, expected, strict=True):
+            if text in ids:
+                np.testing.assert_array_equal(ids[text], row)
+        assert len(tokenizer._kept) <= 7 and max(map(len, tokenizer._kept), default=0) <= 5
+
+
+def test_the_special_tokens_are_spelled_as_asked():
+    texts = ["<|endoftext|>", "<END_OF_TEXT>", "<start_of_text>s", ".<end_of_text>"]
+    counts = {}
+    for spelling in ("openai", "open_clip"):
+        ids = ClipBpe(spelling=spelling)(texts)
+        counts[spelling] = [int(np.isin(row[1:], (49406, 49407)).sum()) - 1 for row in ids]
+    assert counts == {"openai": [1, 0, 0, 0], "open_clip": [0, 1, 1, 0]}
+
+
+def test_capitals_may_be_kept_and_punctuation_removed():
+    kept = ClipBpe(clean="open_clip_whitespace")(["A  DOG's"])[0]
+    # Capitals have bytes of their own: A, then the possessive ending in small letters.
+    assert kept[1] == clip_bpe.vocabulary(clip_bpe.read_merges(), ())["A</w>"]
+    bare = ClipBpe(clean="open_clip_canonicalize")(["A_dog's!"])
+    np.testing.assert_array_equal(bare, ClipBpe()(["a dogs"]))
 
 
 def test_the_end_token_is_the_largest_of_a_row():
@@ -195,7 +227,7 @@ def test_a_damaged_table_is_refused():
     packed = bytearray(ASSET.read_bytes())
     packed[1000] ^= 1
     with pytest.raises(ValueError, match=r"bpe_simple_vocab_16e6.txt.gz is damaged \(sha256 "):
-        clip_bpe._read_merges(bytes(packed))
+        clip_bpe._parse_merges(bytes(packed))
 
 
 def test_the_table_beside_the_code_says_where_it_comes_from():

@@ -19,9 +19,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(params=typing.get_args(tokenizers.TokenizerConfig))
-def make(request, model):
+def make(request, model, tokenizer_json):
     """A function from a context length to a tokenizer of each kind in turn."""
-    given = {"model": model} if request.param is tokenizers.SentencePiece else {}
+    given = {
+        tokenizers.ClipBpe: {},
+        tokenizers.SentencePiece: {"model": model},
+        tokenizers.HubTokenizer: {"file": tokenizer_json},
+    }[request.param]
     return lambda length: request.param(context_length=length, **given)
 
 
