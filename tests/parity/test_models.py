@@ -148,3 +148,34 @@ def test_what_is_saved_loads_strictly_there_and_gives_the_same_numbers(pair, tmp
     once_more = load(tmp_path / "back")
     assert once_more.model.cfg == clip.model.cfg
     jax.tree.map(np.testing.assert_array_equal, once_more.params, clip.params)
+
+
+def test_an_npz_of_big_vision_is_read_by_open_clip(tmp_path):
+    import dataclasses
+
+    from clip_jax.models.clip import CLIP
+
+    original = families.open_clip(families.SIGLIP)
+    original.save(tmp_path)
+    clip = load(tmp_path)
+
+    def tanh(tower):
+        stack = dataclasses.replace(tower.stack, activation="gelu_tanh")
+        return dataclasses.replace(tower, stack=stack)
+
+    cfg = clip.model.cfg
+    cfg = dataclasses.replace(cfg, image=tanh(cfg.image), text=tanh(cfg.text))
+    google = dataclasses.replace(clip, model=CLIP(cfg))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="no tokenizer is written")
+        clip_jax.save(google, tmp_path / "google", format="big_vision")
+    library = peers.open_clip()
+    fields = {key: value for key, value in families.SIGLIP.items() if key != "custom_text"}
+    model = library.CustomTextCLIP(**fields)
+    library.load_checkpoint(model, str(tmp_path / "google" / "model.npz"))
+    state = original.model.state_dict()
+    for name, array in model.state_dict().items():
+        torch.testing.assert_close(array, state[name], rtol=0, atol=0)
+    again = load(tmp_path / "google")
+    assert again.model.cfg == dataclasses.replace(cfg, temperature=0.1)
+    jax.tree.map(np.testing.assert_array_equal, again.params, clip.params)
