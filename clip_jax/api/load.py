@@ -3,29 +3,26 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
-from clip_jax import tree
 from clip_jax.api.clip import Clip
 from clip_jax.api.parts import choose_recipe, choose_tokenizer
 from clip_jax.api.save import interpolate
-from clip_jax.checkpoint.start import checkpoint_folder, saved_config
+from clip_jax.checkpoint.start import checkpoint_folder, is_run, saved_config
 from clip_jax.checkpoint.store import load_params
 from clip_jax.config import from_data
 from clip_jax.models.axes import logical_axes
 from clip_jax.models.clip import CLIP, ClipConfig, init_params
 from clip_jax.preprocess.recipe import RecipeConfig
-from clip_jax.pretrained import catalog, formats, hub, rules
+from clip_jax.pretrained import formats
 from clip_jax.pretrained.catalog import Published
+from clip_jax.pretrained.start import open_named, read_params
 from clip_jax.sharding.place import param_shardings
 from clip_jax.sharding.rules import AxisRules
 from clip_jax.tokenizers import Tokenizer, TokenizerConfig
 
-HUB = "hf-hub:"
 Dtype = Literal["float32", "bfloat16"]
 Sharding = jax.sharding.Sharding | tuple[jax.sharding.Mesh, AxisRules]
 
@@ -64,14 +61,12 @@ def load(
       CheckpointError: arrays of a run are not those of its config.
     """
     place = _placer(sharding)
-    if _is_run(path):
+    if is_run(path):
         clip = _from_run(path, batch, dtype, place)
         clip = dataclasses.replace(clip, tokenizer=tokenizer or clip.tokenizer)
         wanted = clip.model.cfg
     else:
-        folder, row = _locate(path, revision)
-        # The catalogue knows which activation weights were trained with; a config need not.
-        stored = formats.open_stored(folder, model or (row and row.preset))
+        stored, row = open_named(path, model, revision)
         clip = _from_published(stored, row, tokenizer, batch, dtype, place)
         wanted = stored.wanted
     return interpolate(
@@ -103,13 +98,6 @@ def abstract_params(model: ClipConfig, dtype: Dtype | None, place: Place) -> Any
     )
 
 
-def _is_run(path: str | os.PathLike[str]) -> bool:
-    from etils import epath
-
-    folder = epath.Path(path)
-    return any((folder / name).exists() for name in ("params", "checkpoints"))
-
-
 def _from_run(path: str | os.PathLike[str], batch: int, dtype: Dtype | None, place: Place) -> Clip:
     folder = checkpoint_folder(path)
     config = saved_config(folder)
@@ -126,26 +114,6 @@ def _computing_in(model: ClipConfig, dtype: Dtype | None) -> ClipConfig:
     return model if dtype is None else dataclasses.replace(model, dtype=dtype)
 
 
-def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, Published | None]:
-    """A local file or folder, and the catalogue's row if it was named there."""
-    name = os.fspath(path)
-    if Path(name).exists():
-        return Path(name), None
-
-    if name.startswith(HUB):
-        return hub.fetch(name.removeprefix(HUB), revision=revision), None
-    if isinstance(path, os.PathLike) or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{name} does not exist")
-    try:
-        row = catalog.find(name)
-    except ValueError as fault:
-        raise FileNotFoundError(
-            f"{name!r} is no folder or file, no {HUB}organisation/name, and no catalogued name: "
-            f"{fault}"
-        ) from fault
-    return hub.fetch(row.hub, revision=revision), row
-
-
 def _from_published(
     stored: formats.Stored,
     row: Published | None,
@@ -155,16 +123,9 @@ def _from_published(
     place: Place,
 ) -> Clip:
     config = _computing_in(stored.config, dtype)
-    abstract = abstract_params(config, dtype, place)
-    leaves = dict(zip(tree.paths(abstract), jax.tree.leaves(abstract), strict=True))
-
-    def put(name: str, array: np.ndarray) -> jax.Array:
-        where = leaves[name].sharding
-        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
-
     return Clip(
         model=CLIP(config),
-        params=rules.read(stored.rules, stored.arrays, abstract, put, str(stored.file)),
+        params=read_params(stored, abstract_params(config, dtype, place)),
         tokenizer=tokenizer or choose_tokenizer(stored, row),
         preprocess=choose_recipe(stored, row),
         batch=batch,

@@ -39,6 +39,11 @@ def open_run(folder: epath.PathLike, config: Any, may_differ: Sequence[str]) -> 
     write_json(path, config)
 
 
+def is_run(path: epath.PathLike) -> bool:
+    """Whether a path is a run folder or a checkpoint's own, and not some other kind of weights."""
+    return any((epath.Path(path) / name).exists() for name in ("params", "checkpoints"))
+
+
 def checkpoint_folder(path: epath.PathLike) -> epath.Path:
     """The checkpoint meant by a run folder (its newest) or by a checkpoint's own folder.
 

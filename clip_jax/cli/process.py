@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -44,6 +45,7 @@ def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
             use_huge_pages()
             argv = sys.argv[1:]
         settle_simulated_devices()
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         from clip_jax.checkpoint.store import CheckpointError
         from clip_jax.train.loop import DivergedError
 

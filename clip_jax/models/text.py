@@ -111,8 +111,8 @@ def _unpacked(tokens: Int[Array, "B L"], cfg: TextConfig) -> tuple[Array, None, 
 
 def _packed(packed: PackedTokens, cfg: TextConfig) -> tuple[Array, Array, Array, Array]:
     """Ids, positions, mask and pooled tokens of rows that hold several captions."""
-    if not cfg.causal or cfg.pool != "eot":
-        raise ValueError("only a causal tower with pool 'eot' takes packed captions")
+    if not cfg.causal or cfg.pool != "eot" or cfg.eot_id is not None:
+        raise ValueError("only a causal tower with pool 'eot', no eot_id, takes packed captions")
     ids, positions, captions = (jnp.asarray(a).reshape(-1, a.shape[-1]) for a in packed[:3])
     same = captions[:, None, :, None] == captions[:, None, None, :]
     mask = jnp.logical_and(same, _causal(ids.shape[1]))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from clip_jax.checkpoint.start import checkpoint_folder, open_run
+from clip_jax.checkpoint.start import checkpoint_folder, is_run, open_run
 from clip_jax.checkpoint.store import CheckpointConfig, Store, load_params
 from clip_jax.config import to_data
 from clip_jax.data import DatasetConfig
@@ -24,6 +24,7 @@ from clip_jax.models.clip import ClipConfig
 from clip_jax.optim.build import OptimConfig
 from clip_jax.preprocess.augment import Augment
 from clip_jax.preprocess.recipe import Recipe
+from clip_jax.pretrained.start import start_params
 from clip_jax.sharding.mesh import MeshConfig, build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
 from clip_jax.sharding.rules import AxisRules
@@ -56,7 +57,8 @@ class TrainConfig:
     run: str
     """Run folder: everything that is written goes there."""
     start_from: str | None = None
-    """Run or checkpoint folder whose parameters a fresh run begins with; None: random ones."""
+    """What a fresh run's parameters begin as: a run or checkpoint, or published weights as
+    `clip_jax.load` takes them (`hf-hub:org/name`, `ViT-B-32/openai`); None: random ones."""
     seed: int = 0
     """All random numbers follow from it."""
     steps: int
@@ -110,13 +112,14 @@ class TrainConfig:
     def _text_faults(self) -> Iterator[str]:
         """What in tokenizer, text tower and packing does not fit together."""
         text = self.model.text
-        if text.pool == "eot" and not isinstance(self.tokenizer, ClipBpe):
+        highest = text.pool == "eot" and text.eot_id is None
+        if highest and not isinstance(self.tokenizer, ClipBpe):
             yield (
                 "model.text.pool 'eot' takes the highest id for the end of text, which only "
-                "ClipBpe gives: set pool='last' and causal=False"
+                "ClipBpe gives: name it with eot_id, or set pool='last' and causal=False"
             )
-        if self.packing and text.pool != "eot":
-            yield "packing needs a causal text tower with pool 'eot'"
+        if self.packing and not highest:
+            yield "packing needs a causal text tower with pool 'eot' and no eot_id"
         if self.packing and self.packing.row < text.context_length:
             yield f"packing.row {self.packing.row} is below context_length {text.context_length}"
 
@@ -244,9 +247,12 @@ def _start(config: TrainConfig, parts: Assembled, store: Store, step: int) -> tu
     """State and data position as saved at `step`; at step 0 fresh, or with others' parameters."""
     want = parts.abstract
     if step == 0 and config.start_from:
-        folder = checkpoint_folder(config.start_from)
         fresh = parts.init()
-        return State(fresh.step, load_params(folder, want.params), fresh.opt), None
+        if is_run(config.start_from):
+            params = load_params(checkpoint_folder(config.start_from), want.params)
+        else:
+            params = start_params(config.start_from, config.model, want.params)
+        return State(fresh.step, params, fresh.opt), None
     if step == 0:
         return parts.init(), None
     params, progress, position = store.restore(
