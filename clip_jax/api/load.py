@@ -3,10 +3,12 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import jax
 
+from clip_jax import tree
 from clip_jax.api.clip import Clip
 from clip_jax.api.parts import choose_recipe, choose_tokenizer
 from clip_jax.api.save import interpolate
@@ -24,6 +26,8 @@ from clip_jax.sharding.rules import AxisRules
 from clip_jax.tokenizers import Tokenizer, TokenizerConfig
 
 Dtype = Literal["float32", "bfloat16"]
+EXACT = ("logit_scale", "logit_bias", "mean", "var")
+"""Parameters that stay float32: rounding the temperature to 8 bits would change it by 1%."""
 Sharding = jax.sharding.Sharding | tuple[jax.sharding.Mesh, AxisRules]
 
 
@@ -60,7 +64,11 @@ def load(
         refused file, arrays that are missing, unexpected or of another shape (all are listed).
       CheckpointError: arrays of a run are not those of its config.
     """
+    if dtype not in (None, *get_args(Dtype)):
+        raise ValueError(f"dtype must be None or one of {get_args(Dtype)}, got {dtype!r}")
     place = _placer(sharding)
+    if not isinstance(path, os.PathLike) and path.startswith("~"):
+        path = Path(path).expanduser()
     if is_run(path):
         clip = _from_run(path, batch, dtype, place)
         clip = dataclasses.replace(clip, tokenizer=tokenizer or clip.tokenizer)
@@ -69,11 +77,11 @@ def load(
         stored, row = open_named(path, model, revision)
         clip = _from_published(stored, row, tokenizer, batch, dtype, place)
         wanted = stored.wanted
-    return interpolate(
-        clip,
-        image_size=image_size or wanted.image.image_size,
-        context_length=context_length or wanted.text.context_length,
-    )
+    if image_size is None and wanted.image != clip.model.cfg.image:
+        image_size = wanted.image.image_size
+    if context_length is None:
+        context_length = wanted.text.context_length
+    return interpolate(clip, image_size=image_size, context_length=context_length)
 
 
 Place = Callable[[Any], Any]
@@ -91,11 +99,13 @@ def _placer(sharding: Sharding | None) -> Place:
 def abstract_params(model: ClipConfig, dtype: Dtype | None, place: Place) -> Any:
     """Shape, type and sharding of every parameter."""
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=where),
-        shapes,
-        place(shapes),
-    )
+
+    def leaf(path: str, shape: Any, where: Any) -> jax.ShapeDtypeStruct:
+        exact = path.rpartition("/")[2] in EXACT
+        kind = shape.dtype if exact or dtype is None else dtype
+        return jax.ShapeDtypeStruct(shape.shape, kind, sharding=where)
+
+    return tree.map_with_path(leaf, shapes, place(shapes))
 
 
 def _from_run(path: str | os.PathLike[str], batch: int, dtype: Dtype | None, place: Place) -> Clip:

@@ -27,13 +27,18 @@ def interpolate(
     """
     old = clip.model.cfg
     new = resized(old, image_size=image_size, context_length=context_length)
-    if new == old:
-        return clip
     recipe, tokenizer = clip.preprocess, clip.tokenizer
+    if new == old and tokenizer.context_length == new.text.context_length:
+        return clip
     if isinstance(recipe, Recipe):
         recipe = dataclasses.replace(recipe, size=new.image.image_size)
     length = new.text.context_length
     if tokenizer.context_length != length:
+        if not dataclasses.is_dataclass(tokenizer):
+            raise ValueError(
+                f"the tokenizer makes {tokenizer.context_length} tokens a text, the model takes "
+                f"{length}"
+            )
         tokenizer = dataclasses.replace(cast(Any, tokenizer), context_length=length)
     return dataclasses.replace(
         clip,
@@ -58,4 +63,4 @@ def save(clip: Clip, folder: str | os.PathLike[str], *, format: formats.Format) 
     model = pretrained.Model(
         config=clip.model.cfg, params=clip.params, recipe=clip.preprocess, tokenizer=clip.tokenizer
     )
-    return pretrained.save(model, Path(folder), format)
+    return pretrained.save(model, Path(folder).expanduser(), format)

@@ -41,7 +41,16 @@ def open_run(folder: epath.PathLike, config: Any, may_differ: Sequence[str]) -> 
 
 def is_run(path: epath.PathLike) -> bool:
     """Whether a path is a run folder or a checkpoint's own, and not some other kind of weights."""
-    return any((epath.Path(path) / name).exists() for name in ("params", "checkpoints"))
+    if str(path).startswith(("http://", "https://")):
+        return False
+    folder = epath.Path(path)
+    if (folder / "params").is_dir():
+        return (folder / "config").is_dir()
+    # Other trainers name a folder so, too: a run of ours has its config beside it.
+    return (folder / "checkpoints").is_dir() and (
+        any(p.name.isdigit() for p in (folder / "checkpoints").iterdir())
+        or (folder / "metrics.jsonl").exists()
+    )
 
 
 def checkpoint_folder(path: epath.PathLike) -> epath.Path:

@@ -18,7 +18,7 @@ MAX_PIXELS = 89_478_485
 _SAME_AS_PILLOW = ("YCbCr", "Gray", "RGB")  # Of CMYK, the two make different RGB.
 
 RGB = UInt8[np.ndarray, "height width 3"]
-Interpolation = Literal["bicubic", "bilinear"]
+Interpolation = Literal["bicubic", "bilinear", "bilinear_plain"]
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -114,12 +114,34 @@ def resize(
     box: tuple[int, int, int, int] | None = None,
     interpolation: Interpolation = "bicubic",
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """Pillow's antialiased resize, of the part inside `box` (left, top, right, bottom) if given."""
+    """Pillow's antialiased resize, of the part inside `box` (left, top, right, bottom) if given.
+
+    "bilinear_plain" is TensorFlow's instead, which does not antialias; see `Recipe`.
+    """
     left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
     if (right - left, bottom - top) == (width, height):
         return image[top:bottom, left:right].copy()
+    if interpolation == "bilinear_plain":
+        return _plain(image[top:bottom, left:right], width, height)
     filled = Image.fromarray(np.ascontiguousarray(image))
     return np.array(filled.resize((width, height), _FILTERS[interpolation], box=box))
+
+
+def _plain(image: UInt8[np.ndarray, "_ _ 3"], width: int, height: int) -> RGB:
+    """Each new pixel from the four around its centre, cut down to whole values."""
+
+    def neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        centres = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5
+        below = np.floor(centres)
+        low, high = (np.clip(side, 0, old - 1).astype(int) for side in (below, below + 1))
+        return low, high, (centres - below).astype(np.float32)
+
+    top, bottom, down = neighbours(image.shape[0], height)
+    left, right, across = neighbours(image.shape[1], width)
+    pixels = image.astype(np.float32)
+    rows = pixels[:, left] + (pixels[:, right] - pixels[:, left]) * across[None, :, None]
+    mixed = rows[top] + (rows[bottom] - rows[top]) * down[:, None, None]
+    return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
 def shortest_side(

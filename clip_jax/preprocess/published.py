@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -136,13 +137,27 @@ def to_open_clip(recipe: RecipeConfig) -> dict[str, Any]:
         "mode": "RGB",
         "mean": list(recipe.mean),
         "std": list(recipe.std),
-        "interpolation": recipe.interpolation,
+        "interpolation": _ported(recipe.interpolation),
         "resize_mode": recipe.resize,
         "fill_color": recipe.fill,
     }
 
 
-def from_huggingface(preprocessor_config: Mapping[str, Any]) -> RecipeConfig:
+def _ported(interpolation: str) -> str:
+    """The filter that the ports of a model use, which antialias always."""
+    if interpolation != "bilinear_plain":
+        return interpolation
+    warnings.warn(
+        "PyTorch's libraries have no resize without antialiasing, which big_vision does: bicubic "
+        "is written, as in their own ports of SigLIP",
+        stacklevel=6,
+    )
+    return "bicubic"
+
+
+def from_huggingface(
+    preprocessor_config: Mapping[str, Any], model_type: str | None = None
+) -> RecipeConfig:
     """The recipe of a model published for transformers.
 
     Two details are those of OpenAI and open_clip, with which the published CLIP models were made,
@@ -154,12 +169,13 @@ def from_huggingface(preprocessor_config: Mapping[str, Any]) -> RecipeConfig:
       preprocessor_config: `preprocessor_config.json` of CLIP, SigLIP or SigLIP 2, however old,
         or `processor_config.json` with its `image_processor`. Missing or null means the
         processor's default. Keys that name no step (`do_...`) and belong to none are ignored.
+      model_type: of the model's `config.json`; it tells the processor where the file does not.
 
     Raises:
       ValueError: lists all values that a recipe cannot express.
     """
     inner = preprocessor_config.get("image_processor") or preprocessor_config
-    family = _family(inner)
+    family = _family(inner, model_type)
     fields = _Fields(f"the {family} image processor", inner, _HUGGINGFACE[family])
     _check_steps(fields)
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -189,10 +205,13 @@ def _check_steps(fields: _Fields) -> None:
         fields.refuse("rescale_factor", "only 1/255 can be expressed")
 
 
-def _family(config: Mapping[str, Any]) -> str:
-    """CLIP, Siglip or Siglip2, by the class that the file names."""
+def _family(config: Mapping[str, Any], model_type: str | None) -> str:
+    """CLIP, Siglip or Siglip2, by the class that the file names, or else by the model."""
     name = config.get("image_processor_type") or config.get("feature_extractor_type")
     match = re.fullmatch(r"(CLIP|Siglip2?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(name))
+    families = {"clip": "CLIP", "metaclip_2": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}
+    if match is None and model_type in families:
+        return families[model_type]
     if match is None:
         known = ", ".join(f"{family}ImageProcessor" for family in _HUGGINGFACE)
         raise ValueError(
@@ -257,7 +276,9 @@ def to_huggingface(recipe: RecipeConfig) -> dict[str, Any]:
     crops, square = recipe.resize == "shortest", {"height": recipe.size, "width": recipe.size}
     return steps | {
         "image_processor_type": "CLIPImageProcessor" if crops else "SiglipImageProcessor",
-        "resample": {name: number for number, name in _RESAMPLE.items()}[recipe.interpolation],
+        "resample": {name: number for number, name in _RESAMPLE.items()}[
+            _ported(recipe.interpolation)
+        ],
         "size": {"shortest_edge": recipe.size} if crops else square,
         # Also where nothing is cropped: CLIP's processor would otherwise crop to its default.
         "do_center_crop": crops,

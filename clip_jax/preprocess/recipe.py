@@ -32,7 +32,9 @@ class Recipe:
     """Of red, green, blue, in units of the full range (0 to 1)."""
     std: tuple[float, float, float] = OPENAI_STD
 
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "bilinear_plain"] = "bicubic"
+    """The first two as Pillow, with antialiasing; "bilinear_plain" as TensorFlow without it, cut
+    down to whole values, which big_vision does."""
     fill: int = 0
     """Grey level of the padding that "longest" adds, 0 to 255; the other ways add none."""
 
@@ -47,7 +49,7 @@ class Recipe:
     def __call__(
         self, image: bytes | Image.Image | np.ndarray
     ) -> UInt8[np.ndarray, "{self.size} {self.size} 3"]:
-        """One picture, cut and resized exactly as Pillow does it; not yet normalised.
+        """One picture, cut and resized exactly as the original does it; not yet normalised.
 
         Args:
           image: an encoded file's bytes, a Pillow image of any mode, or uint8 (H, W, 3) or (H, W).

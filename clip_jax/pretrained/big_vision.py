@@ -12,6 +12,8 @@ from clip_jax.pretrained.arrays import StoredArray
 
 IGNORED = ("opt/*", "*/opt/*", "rng")
 PREFIX = "params/"
+_IMAGE_SIZES = {(27, 14): 384}
+"""Image sizes that are not the grid's times the patch's: SO400M/14 at 384 leaves out 6 pixels."""
 
 
 def is_scanned(stored: Mapping[str, object], tower: str) -> bool:
@@ -22,7 +24,8 @@ def is_scanned(stored: Mapping[str, object], tower: str) -> bool:
 def rules(cfg: ClipConfig, *, scanned: tuple[bool, bool] = (False, False)) -> list[r.Rule]:
     """The table of a model; `scanned` says it of the image and the text tower."""
     image, text = cfg.image, cfg.text
-    assert isinstance(image, ViTConfig)
+    if isinstance(image, ResNetConfig):
+        raise ValueError("big_vision has no ModifiedResNet")
     patch, grid = {"p": image.patch_size, "q": image.patch_size}, {"g": image.grid, "k": image.grid}
     naflex = image.positions == "naflex"
     embed = "p w -> p w" if naflex else "p q c w -> (p q c) w"
@@ -134,8 +137,9 @@ def infer(stored: Mapping[str, StoredArray]) -> ClipConfig:
     vocab = stored["txt/Embed_0/embedding"].shape[0]
     return ClipConfig(
         image=ViTConfig(
-            image_size=grid * patch,
+            image_size=_IMAGE_SIZES.get((grid, patch), grid * patch),
             patch_size=patch,
+            trim=(grid, patch) in _IMAGE_SIZES,
             stack=_stack(stored, "img/Transformer"),
             pool="map",
             positions="naflex" if naflex else "learned",
@@ -191,6 +195,11 @@ def require_expressible(cfg: ClipConfig) -> None:
             ("norm before the first block", image.pre_norm),
             (f"positions {image.positions!r}", image.positions == "sincos"),
             ("patches without bias", not image.patch_bias),
+            (
+                f"image_size {image.image_size} with patches of {image.patch_size}",
+                image.image_size
+                != _IMAGE_SIZES.get((image.grid, image.patch_size), image.grid * image.patch_size),
+            ),
             ("image projection", image.project),
             (f"text pool {text.pool!r}", text.pool != "last"),
             ("causal mask", text.causal),

@@ -25,7 +25,14 @@ OPEN_CLIP_WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pt",
 )
-HUGGINGFACE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+HUGGINGFACE_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+OWN_NOTES = "clip_jax"
+"""Under this key of open_clip's config lies what it has no field for."""
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 
 
@@ -59,18 +66,22 @@ def open_stored(path: str | Path, model: str | None = None) -> Stored:
       ValueError: no known format, damaged or refused content, a config that clip_jax cannot
         express; names the file.
     """
-    file, config_file = _choose(Path(path))
+    file = _choose(Path(path))
     weights = arrays.open_weights(file)
-    metadata = read_json(config_file) if config_file else {}
     found = dict(weights.arrays)
     kind = _recognise(found, file)
-    if kind == "openai" and weights.kind != "torchscript" and "input_resolution" not in found:
-        kind = "open_clip"
+    told = {*found, *weights.extras}
+    if kind == "openai" and not any(name.endswith("input_resolution") for name in told):
+        kind = "open_clip"  # The same names; but only OpenAI's files tell this size.
+    config_file = _config_file(kind, file)
+    metadata = _read_object(config_file) if config_file else {}
     if kind == "big_vision":
         found = {name.removeprefix(big_vision.PREFIX): a for name, a in found.items()}
     found = _without(found, _IGNORED[kind])
     try:
         wanted = preset(model) if model else _config(kind, found, metadata, file)
+        if kind == "open_clip":
+            wanted = _with_bias(wanted, "logit_bias" in found)
         config = _as_stored(wanted, _rules(kind, wanted, found), found)
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{config_file or file}: {_reason(fault)}") from fault
@@ -97,32 +108,46 @@ def _reason(fault: Exception) -> str:
     return f"needs the field {fault}" if isinstance(fault, KeyError) else str(fault)
 
 
-def _choose(path: Path) -> tuple[Path, Path | None]:
-    """The file of weights, and the config that describes it if there is one."""
+def _choose(path: Path) -> Path:
+    """The file of weights."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    folder = path if path.is_dir() else path.parent
-    configs = [folder / OPEN_CLIP_CONFIG, folder / "config.json"]
-    open_clip_config, config = (file if file.is_file() else None for file in configs)
     if not path.is_dir():
-        if path.name in HUGGINGFACE_WEIGHTS:
-            return path, config or open_clip_config
-        return path, open_clip_config or config
-    groups = ((open_clip_config, OPEN_CLIP_WEIGHTS), (config, HUGGINGFACE_WEIGHTS))
-    for found, names in groups:
+        return path
+    groups = ((OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS), ("config.json", HUGGINGFACE_WEIGHTS))
+    for config, names in groups:
         for name in names:
-            if found and (folder / name).is_file():
-                return folder / name, found
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+            if (path / config).is_file() and (path / name).is_file():
+                return path / name
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if len(files) == 1:
-        return files[0], open_clip_config or config
-    wanted = ", ".join((*OPEN_CLIP_WEIGHTS, *HUGGINGFACE_WEIGHTS))
+        return files[0]
     if files:
         listed = ", ".join(file.name for file in files)
-        raise ValueError(f"{folder} has several files of weights, give one of them: {listed}")
-    raise FileNotFoundError(
-        f"{folder} holds no weights; looked for {wanted}, *{' *'.join(SUFFIXES)}"
-    )
+        raise ValueError(f"{path} has several files of weights, give one of them: {listed}")
+    wanted, suffixes = ", ".join((*OPEN_CLIP_WEIGHTS, *HUGGINGFACE_WEIGHTS)), " *".join(SUFFIXES)
+    raise FileNotFoundError(f"{path} holds no weights; looked for {wanted}, *{suffixes}")
+
+
+def _config_file(kind: Format, file: Path) -> Path | None:
+    """The config beside weights of that format; others there tell of other files."""
+    names = {"open_clip": OPEN_CLIP_CONFIG, "huggingface": "config.json"}
+    path = file.parent / names[kind] if kind in names else None
+    return path if path is not None and path.is_file() else None
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds {type(data).__name__}, not the fields of a config")
+    return data
+
+
+def _with_bias(config: ClipConfig, has_bias: bool) -> ClipConfig:
+    """The weights decide whether there is a bias: open_clip starts a missing one at zero."""
+    if has_bias == (config.bias is not None):
+        return config
+    return dataclasses.replace(config, bias=-10.0 if has_bias else None)
 
 
 def _recognise(found: Mapping[str, Any], file: Path) -> Format:
@@ -166,23 +191,31 @@ def _config(
             )
         return huggingface.from_config(metadata)
     if "vision_cfg" in metadata.get("model_cfg", metadata):
-        return open_clip.from_config(metadata.get("model_cfg", metadata))
+        return _as_saved(open_clip.from_config(metadata.get("model_cfg", metadata)), metadata)
     return _guess(open_clip.infer(found), file)
 
 
+def _as_saved(config: ClipConfig, metadata: Mapping[str, Any]) -> ClipConfig:
+    """With the activation that `save` noted where open_clip's config cannot tell it."""
+    noted = metadata.get(OWN_NOTES, {}).get("image_activation")
+    if noted is None or isinstance(config.image, ResNetConfig):
+        return config
+    stack = dataclasses.replace(config.image.stack, activation=noted)
+    return dataclasses.replace(config, image=dataclasses.replace(config.image, stack=stack))
+
+
 def _guess(inferred: ClipConfig, file: Path) -> ClipConfig:
-    """The preset of these shapes; with several, the first, which is said."""
+    """The preset of these shapes; of several, the first, and it says so."""
     fits = [name for name, cfg in PRESETS.items() if _shape_only(cfg) == _shape_only(inferred)]
     if not fits:
         return inferred
-    chosen = fits[0]
-    others = f", which {', '.join(fits[1:])} have too" if fits[1:] else ""
-    warnings.warn(
-        f"{file.name} has no {OPEN_CLIP_CONFIG} beside it: taken for {chosen} by its shapes"
-        f"{others}; model=NAME says otherwise",
-        stacklevel=6,
-    )
-    return PRESETS[chosen]
+    if fits[1:]:
+        warnings.warn(
+            f"{file.name} has no {OPEN_CLIP_CONFIG} beside it: taken for {fits[0]} by its shapes, "
+            f"which {', '.join(fits[1:])} have too; model=NAME says otherwise",
+            stacklevel=6,
+        )
+    return PRESETS[fits[0]]
 
 
 def _shape_only(cfg: ClipConfig) -> ClipConfig:

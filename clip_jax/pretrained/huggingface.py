@@ -33,16 +33,19 @@ DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
         | {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407},
     ),
+    "metaclip_2": ({}, {}),
     "siglip": (_SIGLIP_IMAGE | {"image_size": 224}, _SIGLIP_TEXT),
     "siglip2": (_SIGLIP_IMAGE | {"num_patches": 256}, _SIGLIP_TEXT),
 }
 """Image and text fields of each `model_type`."""
+DEFAULTS["metaclip_2"] = DEFAULTS["clip"]  # The same but for the meaning of eos_token_id 2.
 
 
 def rules(cfg: ClipConfig) -> list[r.Rule]:
     """The table of a model."""
     image, text = cfg.image, cfg.text
-    assert isinstance(image, ViTConfig)
+    if isinstance(image, ResNetConfig):
+        raise ValueError("transformers has no ModifiedResNet")
     siglip = image.pool == "map"
     tables = [
         r.rule(
@@ -123,10 +126,10 @@ def from_config(data: Mapping[str, Any]) -> ClipConfig:
     kind = data.get("model_type")
     if kind not in DEFAULTS:
         raise ValueError(f"config.json is of a {kind!r} model; supported are {', '.join(DEFAULTS)}")
-    image_defaults, text_defaults = DEFAULTS[kind]
-    # Before 2023 CLIP's files held the towers a second time, as vision_config_dict.
-    image = image_defaults | dict(data.get("vision_config") or data.get("vision_config_dict") or {})
-    text = text_defaults | dict(data.get("text_config") or data.get("text_config_dict") or {})
+    image, text = (
+        _tower(data, name, defaults)
+        for name, defaults in zip(("vision_config", "text_config"), DEFAULTS[kind], strict=True)
+    )
     faults = [
         f"{tower}.hidden_act {config['hidden_act']!r} (known: {', '.join(ACTIVATIONS)})"
         for tower, config in (("vision_config", image), ("text_config", text))
@@ -136,11 +139,14 @@ def from_config(data: Mapping[str, Any]) -> ClipConfig:
         faults.append(f"vision_config.num_channels {image['num_channels']}")
     if image.get("vision_use_head") is False:
         faults.append("vision_config.vision_use_head false")
+    siglip = kind.startswith("siglip")
+    if not siglip and type(text["eos_token_id"]) is not int:
+        faults.append(f"text_config.eos_token_id {text['eos_token_id']!r}")
     if faults:
         raise ValueError(f"config.json with what clip_jax has not: {'; '.join(faults)}")
-    siglip = kind != "clip"
     embed = text.get("projection_size") or text["hidden_size"]
-    scale = data.get("logit_scale_init_value", 2.6592)
+    scale = data.get("logit_scale_init_value")
+    scale = 2.6592 if scale is None else scale
     return ClipConfig(
         image=_image(image, kind),
         text=TextConfig(
@@ -148,26 +154,51 @@ def from_config(data: Mapping[str, Any]) -> ClipConfig:
             vocab_size=text["vocab_size"],
             stack=_stack(text),
             pool="last" if siglip else "eot",
-            eot_id=None if siglip else _eot(text["eos_token_id"], text["vocab_size"]),
+            eot_id=None if siglip else _eot(text["eos_token_id"], text["vocab_size"], kind),
             causal=not siglip,
             head_bias=siglip,
         ),
-        embed_dim=embed if siglip else data.get("projection_dim", 512),
-        temperature=0.1 if siglip else max(math.exp(-scale), 0.01),
+        embed_dim=embed if siglip else data.get("projection_dim") or 512,
+        temperature=0.1 if siglip else temperature(scale),
         bias=-10.0 if siglip else None,
         max_scale=10_000.0 if siglip else 100.0,
     )
 
 
-def _eot(eos_id: int, vocab_size: int) -> int | None:
-    """2 stood in OpenAI's files by mistake, and is read as "the highest id" by transformers too."""
-    return None if eos_id in (2, vocab_size - 1) else eos_id
+def _tower(data: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """One tower's fields. CLIP's old files hold it twice; transformers lets the `_dict` win."""
+    parts = (data.get(name) or {}, data.get(f"{name}_dict") or {})
+    given = {key: value for part in parts for key, value in part.items() if value is not None}
+    return {**defaults, **given}
+
+
+def temperature(log_scale: float, max_scale: float = 100.0) -> float:
+    """The initial temperature of an initial `logit_scale`, without the noise of its rounding."""
+    return float(f"{max(math.exp(-log_scale), 1 / max_scale):.9g}")
+
+
+def side(size: Any) -> int:
+    """One number for height and width, which some files give as a pair.
+
+    Raises:
+      ValueError: they differ.
+    """
+    if isinstance(size, list):
+        if len(set(size)) != 1:
+            raise ValueError(f"only squares are supported, not {size}")
+        return size[0]
+    return size
+
+
+def _eot(eos_id: int, vocab_size: int, kind: str) -> int | None:
+    """2 stood in OpenAI's files by mistake: CLIPModel, unlike its heirs, takes the highest id."""
+    return None if eos_id == vocab_size - 1 or (eos_id == 2 and kind == "clip") else eos_id
 
 
 def _image(data: Mapping[str, Any], kind: str) -> ViTConfig:
-    patch, siglip = data["patch_size"], kind != "clip"
+    patch, siglip = side(data["patch_size"]), kind.startswith("siglip")
     naflex = kind == "siglip2"
-    size = math.isqrt(data["num_patches"]) * patch if naflex else data["image_size"]
+    size = math.isqrt(data["num_patches"]) * patch if naflex else side(data["image_size"])
     return ViTConfig(
         image_size=size,
         patch_size=patch,
@@ -208,6 +239,8 @@ def to_config(cfg: ClipConfig) -> dict[str, Any]:
         kind, name, size = "siglip2", "Siglip2Model", {"num_patches": image.grid**2}
     elif image.pool == "map":
         kind, name = "siglip", "SiglipModel"
+    elif text.eot_id == 2:
+        kind, name = "metaclip_2", "MetaClip2Model"
     else:
         kind, name = "clip", "CLIPModel"
     vision = {"model_type": f"{kind}_vision_model", **size, "patch_size": image.patch_size}
@@ -217,7 +250,7 @@ def to_config(cfg: ClipConfig) -> dict[str, Any]:
         "max_position_embeddings": text.context_length,
     }
     data: dict[str, Any] = {"architectures": [name], "model_type": kind, "dtype": "float32"}
-    if kind == "clip":
+    if not kind.startswith("siglip"):
         data |= {
             "projection_dim": cfg.embed_dim,
             "logit_scale_init_value": -math.log(cfg.temperature),

@@ -17,6 +17,7 @@ from clip_jax.models.vit import ViTConfig
 from clip_jax.pretrained import openai, timm
 from clip_jax.pretrained import rules as r
 from clip_jax.pretrained.arrays import StoredArray
+from clip_jax.pretrained.huggingface import side, temperature
 
 IGNORED = (*openai.IGNORED, "text.transformer.embeddings.position_ids")
 
@@ -75,7 +76,10 @@ def from_config(data: Mapping[str, Any]) -> ClipConfig:
     Raises:
       ValueError: lists all fields that describe something not supported here.
     """
-    image, text = dict(data["vision_cfg"]), dict(data["text_cfg"])
+    image, text = (
+        {key: value for key, value in data[name].items() if value is not None}
+        for name in ("vision_cfg", "text_cfg")
+    )
     faults = [f"model_cfg.{name}" for name in data if name.startswith("multimodal")]
     faults += _unsupported(image, {*_DEFAULT_IMAGE, *_HARMLESS}, "vision_cfg")
     faults += _unsupported(text, {*_DEFAULT_TEXT, *_HARMLESS}, "text_cfg")
@@ -90,13 +94,14 @@ def from_config(data: Mapping[str, Any]) -> ClipConfig:
         raise ValueError(f"open_clip config with what clip_jax has not: {'; '.join(faults)}")
     quick = bool(data.get("quick_gelu", False))
     bias = data.get("init_logit_bias")
+    scale, max_scale = data.get("init_logit_scale"), 100.0 if bias is None else 10_000.0
     return ClipConfig(
         image=timm.models()[tower] if tower else _image(_DEFAULT_IMAGE | image, quick),
         text=_text(_DEFAULT_TEXT | text, quick),
         embed_dim=data["embed_dim"],
-        temperature=math.exp(-data["init_logit_scale"]) if data.get("init_logit_scale") else 0.07,
+        temperature=0.07 if scale is None else temperature(scale, max_scale),
         bias=None if bias is None else float(bias),
-        max_scale=100.0 if bias is None else 10_000.0,
+        max_scale=max_scale,
     )
 
 
@@ -130,7 +135,7 @@ def _stack(data: Mapping[str, Any], heads: int, quick: bool) -> StackConfig:
 
 
 def _image(data: Mapping[str, Any], quick: bool) -> ViTConfig | ResNetConfig:
-    width, size = data["width"], data["image_size"]
+    width, size = data["width"], side(data["image_size"])
     if isinstance(data["layers"], list):
         return ResNetConfig(
             image_size=size,
@@ -140,8 +145,8 @@ def _image(data: Mapping[str, Any], quick: bool) -> ViTConfig | ResNetConfig:
         )
     return ViTConfig(
         image_size=size,
-        patch_size=data["patch_size"],
-        trim=size % data["patch_size"] > 0,
+        patch_size=side(data["patch_size"]),
+        trim=size % side(data["patch_size"]) > 0,
         stack=_stack(data, width // data["head_width"], quick),
         pool="mean" if data["pool_type"] == "avg" else "class",
         class_token=True if data["pool_type"] == "avg" else None,
@@ -173,6 +178,7 @@ def to_config(cfg: ClipConfig) -> dict[str, Any]:
     image, text = cfg.image, cfg.text
     faults: list[str] = []
     data: dict[str, Any] = {"embed_dim": cfg.embed_dim}
+    data["init_logit_scale"] = -math.log(cfg.temperature)
     quick = text.stack.activation == "quick_gelu"
     if isinstance(image, ViTConfig) and image.pool == "map":
         vision = {

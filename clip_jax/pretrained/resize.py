@@ -21,14 +21,13 @@ def resized(
     if image_size is not None and image_size != image.image_size:
         if not isinstance(image, ResNetConfig):
             if image.positions == "naflex":
-                raise ValueError(
-                    "a NaFlex model takes images of any size: give max_patches instead"
-                )
+                raise ValueError("a NaFlex model takes images of any size already")
             image = dataclasses.replace(image, trim=False)
         image = dataclasses.replace(image, image_size=image_size)
+    for name, size in (("image_size", image_size), ("context_length", context_length)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
     if context_length is not None:
-        if context_length < 1:
-            raise ValueError(f"context_length must be at least 1, got {context_length}")
         text = dataclasses.replace(text, context_length=context_length)
     return dataclasses.replace(cfg, image=image, text=text)
 

@@ -181,10 +181,10 @@ def require_same(
     ]
     missing = [name for name in wanted if name not in stored]
     unexpected = [name for name in stored if name not in wanted]
-    faults += [f"{name}: missing{_near(name, unexpected or stored)}" for name in missing]
-    faults += [f"{name}: unexpected{_near(name, missing or wanted)}" for name in unexpected]
+    faults += [f"{name}: missing{_near(name, unexpected or list(stored))}" for name in missing]
+    faults += [f"{name}: unexpected{_near(name, missing or list(wanted))}" for name in unexpected]
     if faults:
-        raise WeightsError(f"{file} holds another architecture: " + "; ".join(faults))
+        raise WeightsError("\n  ".join([f"{file} holds another architecture:", *faults]))
 
 
 def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -192,9 +192,14 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return stored == wanted or (wanted in ((), (1,)) and stored in ((), (1,)))
 
 
-def _near(name: str, known: Any) -> str:
-    # Names differ by prefixes of whole modules as often as by a letter: compare the ends too.
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def _near(name: str, known: Sequence[str]) -> str:
+    """The nearest name, sought only among those of as many parts or with the same end: difflib
+    takes a millisecond a pair, and a large model has a thousand names.
+    """
+    parts = re.split(r"[./]", name)
+    alike = [k for k in known if re.split(r"[./]", k)[-2:] == parts[-2:]]
+    alike = alike or [k for k in known if len(re.split(r"[./]", k)) == len(parts)][:200]
+    near = difflib.get_close_matches(name, alike[:200], n=1, cutoff=0.6)
     return f" (nearest: {near[0]})" if near else ""
 
 

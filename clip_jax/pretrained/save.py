@@ -14,6 +14,7 @@ import numpy as np
 from clip_jax.config import write_json
 from clip_jax.models.clip import ClipConfig
 from clip_jax.models.resnet import ResNetConfig
+from clip_jax.models.vit import ViTConfig
 from clip_jax.preprocess import published
 from clip_jax.preprocess.recipe import Recipe, RecipeConfig
 from clip_jax.pretrained import arrays, big_vision, formats, huggingface, open_clip, openai
@@ -82,11 +83,13 @@ def _float32(rules: list[r.Rule], params: Any) -> dict[str, np.ndarray]:
 def _open_clip(model: Model, draft: Path) -> None:
     config = open_clip.to_config(model.config)
     prefix = open_clip.text_prefix(model.config)
-    if prefix:
+    notes: dict[str, Any] = {}
+    if isinstance(model.config.image, ViTConfig) and prefix:
         _warn_of_activation(model.config, open_clip.from_config(config))
+        notes[formats.OWN_NOTES] = {"image_activation": model.config.image.stack.activation}
     if isinstance(model.tokenizer, KINDS):
         config["text_cfg"] |= files.open_clip_fields(model.tokenizer)
-    data = {"model_cfg": config, "preprocess_cfg": published.to_open_clip(_squared(model))}
+    data = {"model_cfg": config, "preprocess_cfg": published.to_open_clip(_squared(model))} | notes
     weights = _float32(open_clip.rules(model.config, text=prefix), model.params)
     arrays.write_safetensors(draft / formats.OPEN_CLIP_WEIGHTS[0], weights, {"format": "pt"})
     _write_tokenizer(model, draft)
@@ -142,6 +145,9 @@ def _big_vision(model: Model, draft: Path) -> None:
     weights = _float32(big_vision.rules(model.config), model.params)
     named = {big_vision.PREFIX + name: array for name, array in weights.items()}
     arrays.write_npz(draft / "model.npz", named)
+    if getattr(model.recipe, "interpolation", None) != "bilinear_plain":
+        # Its own pictures are resized so; this file tells clip_jax of other ways.
+        write_json(draft / "preprocessor_config.json", published.to_huggingface(model.recipe))
     _write_tokenizer(model, draft)
 
 
@@ -149,7 +155,8 @@ def _write_tokenizer(model: Model, draft: Path) -> None:
     if isinstance(model.tokenizer, KINDS):
         files.write(model.tokenizer, draft)
     else:
-        warnings.warn(f"no tokenizer is written: {model.tokenizer.reason}", stacklevel=5)
+        why = getattr(model.tokenizer, "reason", f"{model.tokenizer!r} is no TokenizerConfig")
+        warnings.warn(f"no tokenizer is written: {why}", stacklevel=5)
 
 
 def _squared(model: Model) -> Recipe:

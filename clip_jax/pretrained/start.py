@@ -35,8 +35,14 @@ def locate(
       FileNotFoundError: nothing of that name; gives the nearest. What `hub.fetch` raises.
     """
     text = os.fspath(name)
+    if not text:
+        raise ValueError("the name of a model is empty")
     if Path(text).exists():
         return Path(text), None
+    if "://" in text:
+        raise ValueError(
+            f"{text}: only runs of clip_jax are read from there; copy the weights to a local folder"
+        )
     if text.startswith(HUB):
         return hub.fetch(text.removeprefix(HUB), revision=revision), None
     if isinstance(name, os.PathLike) or text.startswith((".", "/", "~")):
@@ -45,8 +51,8 @@ def locate(
         row = catalog.find(text)
     except ValueError as fault:
         raise FileNotFoundError(
-            f"{text!r} is no folder or file, no {HUB}organisation/name, and no catalogued name: "
-            f"{fault}"
+            f"{text!r} is no folder or file, and no catalogued name ({HUB}{text} would be a "
+            f"repository of the hub): {fault}"
         ) from fault
     return hub.fetch(row.hub, revision=revision), row
 

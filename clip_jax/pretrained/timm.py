@@ -18,7 +18,7 @@ _SIGLIP_SIZES: tuple[tuple[str, int, Activation, tuple[int, ...]], ...] = (
     ("base", 16, "gelu", (224, 256, 384, 512)),
     ("large", 16, "gelu", (256, 384)),
     ("large", 16, "gelu_tanh", (512,)),
-    ("so400m", 14, "gelu", (224, 378, 384)),
+    ("so400m", 14, "gelu", (224, 384, 378)),  # 384 first: its weights are older and better known
     ("so400m", 16, "gelu_tanh", (256, 384, 512)),
     ("giantopt", 16, "gelu_tanh", (256, 384)),
 )

@@ -94,6 +94,7 @@ def _openai(model, image_size, vocab):
     def save(folder):
         # As published: half precision but for norms and embeddings, in a TorchScript archive.
         peers.openai().model.convert_weights(model)
+        model.register_buffer("input_resolution", torch.tensor(image_size))  # As theirs have.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch no longer likes its own tracing.
             traced = torch.jit.trace_module(
@@ -102,6 +103,7 @@ def _openai(model, image_size, vocab):
                 check_trace=False,
             )
             traced.save(folder / "model.pt")
+        del model.input_resolution
         model.float()  # The same numbers as in the file.
 
     def encode(images, tokens):

@@ -212,3 +212,22 @@ def test_the_filter_is_the_one_asked_for(photo, fit):
     bicubic, bilinear = fit(photo, 20, "bicubic"), fit(photo, 20, "bilinear")
     np.testing.assert_array_equal(fit(photo, 20), bicubic)
     assert bicubic.shape == bilinear.shape and not np.array_equal(bicubic, bilinear)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (3, 11), (1, 1), (23, 17)])
+def test_plain_bilinear_is_the_mean_of_four_neighbours(size):
+    """Pixel by pixel, as TensorFlow documents its resize without antialiasing."""
+    image = np.random.default_rng(3).integers(0, 256, (13, 9, 3), np.uint8)
+    width, height = size
+    found = geometry.resize(image, width, height, interpolation="bilinear_plain")
+    for row, column in np.ndindex(height, width):
+        y = (row + 0.5) * 13 / height - 0.5
+        x = (column + 0.5) * 9 / width - 0.5
+        total = np.zeros(3)
+        for cell_y in (np.floor(y), np.floor(y) + 1):
+            for cell_x in (np.floor(x), np.floor(x) + 1):
+                weight = (1 - abs(y - cell_y)) * (1 - abs(x - cell_x))
+                inside = int(np.clip(cell_y, 0, 12)), int(np.clip(cell_x, 0, 8))
+                total += weight * image[inside]
+        low, high = np.floor(total - 1e-3), np.floor(total + 1e-3)  # Either, on a whole number.
+        assert np.all((found[row, column] >= low) & (found[row, column] <= high))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import clip_jax
+from clip_jax import tree
 from clip_jax.models.vit import Patches
 from clip_jax.pretrained.rules import WeightsError
 
@@ -95,11 +96,15 @@ def test_it_is_placed_on_a_mesh_in_the_type_asked_for(folder, clip):
         return
     spread = load(folder, sharding=(mesh, FSDP), dtype="bfloat16")
     assert spread.model.cfg.dtype == "bfloat16"
-    for ours, whole in zip(
-        jax.tree.leaves(spread.params), jax.tree.leaves(clip.params), strict=True
+    for path, ours, whole in zip(
+        tree.paths(spread.params),
+        jax.tree.leaves(spread.params),
+        jax.tree.leaves(clip.params),
+        strict=True,
     ):
-        assert ours.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(whole.astype(jnp.bfloat16)))
+        kind = jnp.float32 if path.startswith("logit") else jnp.bfloat16
+        assert ours.dtype == kind
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(whole.astype(kind)))
     kernel = spread.params["text"]["stack"]["blocks"]["mlp"]["up"]["kernel"]
     assert len(kernel.sharding.device_set) == mesh.size
     assert not kernel.sharding.is_fully_replicated
@@ -195,7 +200,7 @@ def test_arrays_of_another_architecture_are_all_listed(copied):
             "transformers_SigLIP",
             "config.json",
             lambda d: d.update(model_type="bert"),
-            "config.json is of a 'bert' model; supported are clip, siglip, siglip2",
+            "config.json is of a 'bert' model; supported are clip, metaclip_2, siglip, siglip2",
         ),
         (
             "transformers_SigLIP",
@@ -306,3 +311,164 @@ def test_big_vision_files_with_scanned_blocks_are_the_same_model(tmp_path):
     again = load(tmp_path / "scan" / "x.npz")
     assert again.model.cfg == clip.model.cfg
     jax.tree.map(np.testing.assert_array_equal, again.params, clip.params)
+
+
+def test_another_formats_config_beside_a_file_changes_nothing(copied):
+    folder = copied("OpenAI_ViT")
+    alone = load(folder / "model.pt")
+    other = {"model_cfg": {}, "preprocess_cfg": {"resize_mode": "squash", "mean": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(other))
+    (folder / "config.json").write_text("not JSON at all")
+    beside = load(folder / "model.pt")
+    assert beside.preprocess == alone.preprocess and beside.model.cfg == alone.model.cfg
+
+
+def test_the_end_token_2_survives_transformers(copied, tmp_path):
+    """CLIPModel reads 2 as "the highest id"; its heir MetaClip2Model does not."""
+    folder = copied("open_clip_ViT_GELU")
+
+    def with_end(data):
+        data["model_cfg"]["text_cfg"] |= {"pool_type": "eos", "eos_id": 2}
+
+    edit(folder / "open_clip_config.json", with_end)
+    clip = load(folder)
+    save(clip, tmp_path / "out", format="huggingface")
+    data = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert data["model_type"] == "metaclip_2" and data["text_config"]["eos_token_id"] == 2
+    assert load(tmp_path / "out").model.cfg == clip.model.cfg
+    assert clip.model.cfg.text.eot_id == 2
+
+
+def test_of_a_tower_told_twice_the_later_wins_and_nulls_count_for_nothing(copied):
+    """Old files hold `text_config_dict` too, which transformers lets win."""
+    folder = copied("transformers_CLIP_GELU")
+    clip = load(folder)
+
+    def twice(data):
+        data["text_config_dict"] = dict(data["text_config"])
+        data["text_config"] = {"hidden_size": 512, "hidden_act": "quick_gelu"}
+        data["vision_config"]["image_size"] = [32, 32]
+        data["vision_config"]["hidden_act"] = "gelu"
+        data |= {"logit_scale_init_value": None, "vision_config_dict": None}
+
+    edit(folder / "config.json", twice)
+    assert load(folder).model.cfg == clip.model.cfg
+    edit(folder / "config.json", lambda d: d["text_config_dict"].update(eos_token_id=[2, 7]))
+    with pytest.raises(ValueError, match=r"config.json: .*text_config.eos_token_id \[2, 7\]"):
+        load(folder)
+
+
+def test_so400m_at_384_keeps_the_pixels_that_its_patches_leave_out():
+    from clip_jax.pretrained import big_vision
+    from clip_jax.pretrained.arrays import StoredArray
+
+    def array(*shape):
+        return StoredArray(shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
+
+    block = "Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel"
+    text = block.replace("Transformer", "Encoder_0")
+    found = {
+        "img/embedding/kernel": array(14, 14, 3, 1152),
+        "img/pos_embedding": array(1, 729, 1152),
+        "img/MAPHead_0/probe": array(1, 1, 1152),
+        f"img/{block}": array(27, 1152, 16, 72),
+        "img/Transformer/encoderblock/MlpBlock_0/Dense_0/kernel": array(27, 1152, 4304),
+        "txt/Embed_0/embedding": array(32000, 1152),
+        "txt/pos_embedding": array(1, 64, 1152),
+        f"txt/{text}": array(27, 1152, 16, 72),
+        "txt/Encoder_0/encoderblock/MlpBlock_0/Dense_0/kernel": array(27, 1152, 4304),
+        "t": array(1),
+        "b": array(1),
+    }
+    image = big_vision.infer(found).image
+    assert (image.image_size, image.trim, image.grid) == (384, True, 27)
+
+
+def test_a_bias_is_there_when_the_weights_have_one(copied):
+    from safetensors.numpy import load_file, save_file
+
+    folder = copied("open_clip_ViT_GELU")
+    edit(folder / "open_clip_config.json", lambda d: d["model_cfg"].update(init_logit_bias=-10))
+    assert load(folder).model.cfg.bias is None
+    file = folder / "open_clip_model.safetensors"
+    save_file({**load_file(file), "logit_bias": np.float32([-3])}, file)
+    edit(folder / "open_clip_config.json", lambda d: d["model_cfg"].pop("init_logit_bias"))
+    assert float(load(folder).params["logit_bias"]) == -3
+
+
+def test_weights_in_torch_shards_are_one_model(copied):
+    from safetensors.numpy import load_file
+
+    from clip_jax.pretrained.arrays import write_torch
+
+    folder = copied("transformers_CLIP_GELU")
+    clip = load(folder)
+    arrays = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(arrays)
+    weight_map = {}
+    for number, part in enumerate((names[:20], names[20:]), 1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        write_torch(folder / file, {name: arrays[name] for name in part})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    again = load(folder)
+    assert again.model.cfg == clip.model.cfg
+    jax.tree.map(np.testing.assert_array_equal, again.params, clip.params)
+
+
+def test_a_trained_temperature_is_not_rounded_with_the_rest(folder, clip):
+    small = load(folder, dtype="bfloat16")
+    assert small.scale == clip.scale
+
+
+def test_folders_of_other_trainers_are_no_runs(copied):
+    folder = copied("open_clip_ViT_GELU")
+    (folder / "checkpoints").mkdir()
+    (folder / "params").write_text("epochs: 3")
+    assert load(folder).model.cfg.embed_dim == 24
+
+
+def test_big_vision_keeps_another_recipe(tmp_path):
+    clip = load(FOLDERS[0].parent / "transformers_SigLIP")
+    assert clip.preprocess.interpolation == "bicubic"
+    save(clip, tmp_path / "out", format="big_vision")
+    assert load(tmp_path / "out").preprocess == clip.preprocess
+    (tmp_path / "out" / "preprocessor_config.json").unlink()
+    assert load(tmp_path / "out").preprocess.interpolation == "bilinear_plain"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "name of a model is empty"),
+        ("https://there.org/x.npz", "copy the weights to a local folder"),
+        ("openai/clip-vit-base-patch32", "hf-hub:openai/clip-vit-base-patch32 would be"),
+    ],
+)
+def test_a_name_that_cannot_be_loaded_says_what_to_do(name, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        clip_jax.load(name)
+
+
+def test_sizes_that_are_no_sizes_are_refused():
+    for size in ({"image_size": 0}, {"context_length": 0}):
+        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+            load(FOLDERS[0].parent / "open_clip_ViT_GELU", **size)
+    with pytest.raises(ValueError, match="takes images of any size already"):
+        load(FOLDERS[0].parent / "transformers_SigLIP_2_NaFlex", image_size=64)
+
+
+def test_renamed_blocks_are_reported_in_time_with_their_nearest_names(copied):
+    from safetensors.numpy import load_file, save_file
+
+    folder = copied("open_clip_ViT_GELU")
+    file = folder / "open_clip_model.safetensors"
+    arrays = load_file(file)
+    save_file({name.replace("resblocks", "blocks"): a for name, a in arrays.items()}, file)
+    with pytest.raises(WeightsError) as found:
+        load(folder)
+    line = "visual.transformer.resblocks.0.ln_1.weight: missing"
+    (told,) = [text for text in str(found.value).splitlines() if line in text]
+    assert "(nearest: visual.transformer.blocks.0.ln_1.weight)" in told

@@ -103,7 +103,7 @@ def test_all_that_differs_is_listed_at_once_with_the_nearest_names():
     with pytest.raises(r.WeightsError) as found:
         read(wrong)
     text = str(found.value)
-    assert text.startswith("file.pt holds another architecture: ")
+    assert text.startswith("file.pt holds another architecture:\n")
     assert "conv: shape (5, 3, 4, 4) in the file, (5, 3, 2, 2) in this model" in text
     assert "blocks.1.ln.weight: missing (nearest: blocks.1.ln.wieght)" in text
     assert "blocks.1.ln.wieght: unexpected (nearest: blocks.1.ln.weight)" in text
