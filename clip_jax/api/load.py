@@ -60,9 +60,8 @@ def load(
       revision: of a hub repository: a branch, tag or commit.
 
     Raises:
-      FileNotFoundError, ValueError: no such file or name (the nearest are given), a damaged or
-        refused file, arrays that are missing, unexpected or of another shape (all are listed).
-      CheckpointError: arrays of a run are not those of its config.
+      FileNotFoundError, ValueError, CheckpointError: no such file or name (the nearest are given),
+        a damaged or refused file, arrays missing, unexpected or of another shape (all are listed).
     """
     if dtype not in (None, *get_args(Dtype)):
         raise ValueError(f"dtype must be None or one of {get_args(Dtype)}, got {dtype!r}")

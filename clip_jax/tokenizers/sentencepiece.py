@@ -153,8 +153,6 @@ def train(
       ValueError: no text, or `vocab_size` is too large or too small for them (with the limit).
       OSError: the file cannot be written.
     """
-    import sentencepiece
-
     path = epath.Path(out).expanduser()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file for the model")
@@ -164,15 +162,23 @@ def train(
         raise ValueError(
             "no text to train a vocabulary from: all texts are empty, or there is none"
         )
+    storage.write_whole(path, _trained(cleaned, vocab_size, character_coverage))
+    return tokenizer
+
+
+def _trained(texts: list[str], vocab_size: int, character_coverage: float) -> bytes:
+    """A model file's content."""
+    import sentencepiece
+
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(cleaned),
+            sentence_iterator=iter(texts),
             model_writer=written,
             model_type="unigram",
             vocab_size=vocab_size,
             character_coverage=character_coverage,
-            max_sentence_length=max(len(text.encode()) for text in cleaned) + 1,
+            max_sentence_length=max(len(text.encode()) for text in texts) + 1,
             pad_id=0,
             eos_id=1,
             unk_id=2,
@@ -180,9 +186,8 @@ def train(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(_why(str(error), vocab_size, len(cleaned))) from error
-    storage.write_whole(path, written.getvalue())
-    return tokenizer
+        raise ValueError(_why(str(error), vocab_size, len(texts))) from error
+    return written.getvalue()
 
 
 def _why(message: str, vocab_size: int, texts: int) -> str:

@@ -201,37 +201,18 @@ def _train(
     found: dict[int, dict[str, float]] = {}
     # A name in a message may hold square brackets: no markup.
     warn = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    log = LogHook(
-        config.log_every,
-        batch=config.batch,
-        steps=config.steps,
-        start=start,
-        feed=feed,
-        figures=figures,
-        line=line,
-        stopwatch=stopwatch,
-        warn=warn,
-    )
+    shared = {"feed": feed, "figures": figures, "stopwatch": stopwatch}
+    run = {"batch": config.batch, "steps": config.steps, "start": start}
+    log = LogHook(config.log_every, **run, **shared, line=line, warn=warn)
     evaluate = evaluator(config, parts, warn)
     evals = [
         EvalHook(
-            value.every_steps or 0,
-            name,
-            evaluate,
-            found=found,
-            figures=figures,
-            stopwatch=stopwatch,
+            e.every_steps or 0, name, evaluate, found=found, figures=figures, stopwatch=stopwatch
         )
-        for name, value in config.evals.items()
+        for name, e in config.evals.items()
     ]
-    save = SaveHook(
-        config.checkpoint.every_steps,
-        store,
-        feed=feed,
-        config=to_data(config),
-        found=found,
-        stopwatch=stopwatch,
-    )
+    every, plain = config.checkpoint.every_steps, to_data(config)
+    save = SaveHook(every, store, feed=feed, config=plain, found=found, stopwatch=stopwatch)
     step = compiled_apart(parts.step, stopwatch)
     try:  # What is saved has been seen: log, then evaluate, then save.
         fit(state, feed, step, steps=config.steps, hooks=[log, *evals, save])
