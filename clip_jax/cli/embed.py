@@ -1,33 +1,40 @@
 """`clip-jax embed`: a folder of images as a parquet table of embeddings."""
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import shutil
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.process import command
+from clip_jax.cli.progress import EmbeddingBar, ignoring
 
+DEFAULT_MODEL = "ViT-B-32/openai"
 PART = 4096
 """Images a part; an interrupted run begins again with the part it was at."""
 
 
 @command
+@ignoring(".*has no tokenizer")  # Images need none.
 def main(argv: list[str]) -> None:
-    """Embed every image of a folder; the same command again goes on where it was interrupted.
+    """Embed every image of a folder, at any depth.
 
-    OUT has the columns `path` (below FOLDER) and `embedding` (unit norm, float32); its schema's
-    metadata names the model. Images that cannot be read are named and left out.
+    OUT has the columns `path` (below FOLDER) and `embedding` (unit norm, float32), in natural
+    order; its schema's metadata has `model`, `folder` and `left_out`, the number of images that
+    could not be read. These are named, and the exit status is then 1.
+
+    The same command again goes on where it was interrupted: finished parts lie in `.OUT.parts`
+    beside OUT, and go when OUT is there. OUT appears, or is replaced, only when it is whole.
     """
     options = parser().parse_args(argv)
-    out = Path(options.out)
-    if out.suffix != ".parquet":
-        raise ValueError(f"{out}: the table is parquet, so let its name end in .parquet")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent} is no folder")
+    folder, out = Path(options.folder), Path(options.out)
+    _require_places(folder, out)
     if options.batch < 1:
         raise ValueError(f"--batch starts at 1, got {options.batch}")
     from rich.console import Console
@@ -35,15 +42,21 @@ def main(argv: list[str]) -> None:
     from clip_jax.api import load
     from clip_jax.data.images import find_images
 
-    if not Path(options.folder).is_dir():
-        raise FileNotFoundError(f"{options.folder} is no folder")
-    images = find_images([options.folder])
+    images = find_images([folder]).paths
     clip = load(options.model, batch=min(options.batch, len(images)))
-    parts = _Parts(out, options.folder, options.model, images)
-    skipped = parts.fill(clip.embedder, Console(file=sys.stderr))
-    rows, width = parts.join()
-    print(f"written: {out} ({rows} images, {width} numbers each)")
-    if skipped:
+    drafts = out.with_name(f".{out.name}.parts")
+    drafts.mkdir(exist_ok=True)
+    parts = _plan(images, folder, _mark(clip), drafts)
+    left_out = _embed(parts, folder, clip.embedder, Console(file=sys.stderr, highlight=False))
+    if left_out == len(images):
+        shutil.rmtree(drafts)
+        raise ValueError(f"none of the images could be read; {out} is not written")
+    facts = {"model": options.model, "folder": options.folder, "left_out": str(left_out)}
+    width = _join([part.file for part in parts], out, facts)
+    shutil.rmtree(drafts)
+    said = f", {left_out} left out" if left_out else ""
+    print(f"written: {out} ({len(images) - left_out} images{said}, {width} numbers each)")
+    if left_out:
         raise SystemExit(1)
 
 
@@ -51,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="clip-jax embed",
-        description=main.__doc__,
+        description=inspect.cleandoc(main.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: clip-jax embed photos/ photos.parquet --model ViT-L-14/openai",
     )
@@ -59,90 +72,147 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("out", metavar="OUT", help="the .parquet file to write; replaced if there")
     made.add_argument(
         "--model",
-        default="ViT-B-32/openai",
+        default=DEFAULT_MODEL,
         help="a run, a file or folder of weights, hf-hub:org/name, or a name that `clip-jax "
-        "models` lists (ViT-B-32/openai)",
+        "models --tags` lists (%(default)s)",
     )
-    made.add_argument("--batch", type=int, default=64, help="images per call of the model (64)")
+    made.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="images per call of the model (64)"
+    )
     return made
 
 
-class _Parts:
-    """Finished parts of the table, in a folder beside it until all are there."""
+def _require_places(folder: Path, out: Path) -> None:
+    """What is found only after hours of work otherwise."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder")
+    if out.suffix != ".parquet":
+        raise ValueError(f"{out}: the table is parquet, so let its name end in .parquet")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; give the name of a file")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent} is no folder")
 
-    def __init__(self, out: Path, folder: str, model: str, images: Any):
-        self.out, self.images = out, images
-        self.root = Path(folder)
-        self.facts = {"model": model, "folder": folder, "images": len(images)}
-        names = "\n".join(path.as_posix() for path in images.paths)
-        sizes = "\n".join(str(path.stat().st_size) for path in images.paths)
-        # Parts of other images or another model are of no use: they lie under another name.
-        told = json.dumps([self.facts, names, sizes]).encode()
-        mark = hashlib.sha256(told).hexdigest()[:16]
-        self.folder = out.parent / f".{out.name}.{mark}"
 
-    def fill(self, embedder: Any, console: Any) -> bool:
-        """Embed what no part holds yet; whether an image was left out."""
-        from clip_jax.cli.progress import EmbeddingBar
-        from clip_jax.data.images import ImageFiles
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some of the images, and the file that has their rows when they are done."""
 
-        self.folder.mkdir(exist_ok=True)
-        total = len(self.images)
-        with EmbeddingBar(console) as show:
-            for number, start in enumerate(range(0, total, PART)):
-                path = self._part(number)
-                if path.exists():
-                    continue
+    paths: tuple[Path, ...]
+    file: Path
 
-                def progress(_: str, done: int, __: int | None, start: int = start) -> None:
-                    show("images", start + done, total)
 
-                source = ImageFiles(self.images.paths[start : start + PART])
-                found = dataclasses.replace(embedder, progress=progress).source(source)
-                for message in found.skipped:
-                    console.print(f"left out: {message}", markup=False, soft_wrap=True)
-                self._write(path, found)
-        return any(self._table(number)[1] for number in range(self._count()))
+def _plan(images: Sequence[Path], folder: Path, mark: str, drafts: Path) -> list[_Part]:
+    """Parts whose files are named after all that they depend on: images and model."""
+    parts = []
+    for start in range(0, len(images), PART):
+        paths = tuple(images[start : start + PART])
+        told = json.dumps([mark, [(_name(path, folder), *_state(path)) for path in paths]])
+        parts.append(_Part(paths, drafts / f"{hashlib.sha256(told.encode()).hexdigest()}.parquet"))
+    return parts
 
-    def join(self) -> tuple[int, int]:
-        """All parts as one file, which takes its name when it is whole; rows and width."""
-        import pyarrow.parquet as pq
 
-        draft = self.folder / "whole"
-        rows = 0
-        tables = (self._table(number)[0] for number in range(self._count()))
-        first = next(tables)
-        with pq.ParquetWriter(draft, first.schema) as writer:
-            for table in (first, *tables):
-                writer.write_table(table)
-                rows += len(table)
-        draft.replace(self.out)
-        shutil.rmtree(self.folder)
-        return rows, first.schema.field("embedding").type.list_size
+def _name(path: Path, folder: Path) -> str:
+    """A path below the folder; bytes that are no UTF-8, which parquet cannot hold, as \\xNN."""
+    name = bytes(path.relative_to(folder).as_posix(), "utf-8", "surrogateescape")
+    return name.decode("utf-8", "backslashreplace")
 
-    def _count(self) -> int:
-        return -(-len(self.images) // PART)
 
-    def _part(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.parquet"
+def _state(path: Path) -> tuple[int, ...]:
+    """Size and time of change; nothing for a file that is there no more."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns
 
-    def _table(self, number: int) -> tuple[Any, int]:
-        """A part, and how many images were left out of it."""
-        import pyarrow.parquet as pq
 
-        table = pq.read_table(self._part(number))
-        expected = min(PART, len(self.images) - number * PART)
-        return table, expected - len(table)
+def _mark(clip: Any) -> str:
+    """A number that changes with whatever an image's embedding depends on."""
+    import jax
+    import numpy as np
 
-    def _write(self, path: Path, found: Any) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    cfg = clip.model.cfg
+    mark = hashlib.sha256(repr((cfg.image, cfg.embed_dim, cfg.dtype, clip.preprocess)).encode())
+    for leaf in jax.tree.leaves(clip.params["image"]):
+        mark.update(np.asarray(leaf).reshape(-1).view(np.uint8).data)
+    return mark.hexdigest()
 
-        names = [Path(key).relative_to(self.root).as_posix() for key in found.keys]
-        width = found.images.shape[1]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.images.ravel()), width)
-        table = pa.table({"path": pa.array(names, pa.string()), "embedding": vectors})
-        told = {key: str(value) for key, value in self.facts.items()}
-        draft = path.with_suffix(".draft")
+
+def _embed(parts: Sequence[_Part], folder: Path, embedder: Any, console: Any) -> int:
+    """Embed the parts that are not done yet; the number of images left out of any."""
+    from clip_jax.data.images import ImageFiles
+
+    total = sum(len(part.paths) for part in parts)
+    kept = {part for part in parts if _is_done(part.file)}
+    if kept:
+        count = sum(len(part.paths) for part in kept)
+        console.print(f"{count} of {total} images were done before")
+    done = left_out = 0
+    with EmbeddingBar(console) as show:
+        for part in parts:
+            if part not in kept:
+
+                def progress(_: str, count: int, __: int | None, before: int = done) -> None:
+                    show("images", before + count, total)
+
+                one = dataclasses.replace(embedder, progress=progress)
+                _write(one.source(ImageFiles(part.paths)), folder, part.file)
+            messages = json.loads(_metadata(part.file)[b"left_out"])
+            for message in messages:
+                console.print(f"left out: {message}", markup=False, soft_wrap=True)
+            left_out += len(messages)
+            done += len(part.paths)
+    return left_out
+
+
+def _is_done(file: Path) -> bool:
+    """False also for a file that a power failure left without content."""
+    try:
+        return b"left_out" in _metadata(file)
+    except (OSError, ValueError):
+        return False
+
+
+def _metadata(file: Path) -> Mapping[bytes, bytes]:
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(file).metadata or {}
+
+
+def _write(found: Any, folder: Path, file: Path) -> None:
+    """A part: its rows, and in the metadata what was left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [_name(Path(key), folder) for key in found.keys]
+    vectors = pa.FixedSizeListArray.from_arrays(
+        pa.array(found.images.ravel()), found.images.shape[1]
+    )
+    table = pa.table({"path": pa.array(names, pa.string()), "embedding": vectors})
+    with _whole(file) as draft:
+        told = {"left_out": json.dumps(found.skipped)}
         pq.write_table(table.replace_schema_metadata(told), draft)
-        draft.replace(path)
+
+
+def _join(files: Sequence[Path], out: Path, facts: Mapping[str, str]) -> int:
+    """All parts as one file; the length of an embedding."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(files[0]).with_metadata(dict(facts))
+    with _whole(out, files[0].parent) as draft, pq.ParquetWriter(draft, schema) as writer:
+        for file in files:
+            with pq.ParquetFile(file) as part:
+                writer.write_table(part.read())
+    return schema.field("embedding").type.list_size
+
+
+@contextlib.contextmanager
+def _whole(file: Path, folder: Path | None = None) -> Iterator[Path]:
+    """A name to write to, from which the file is moved to its own when all went well."""
+    draft = (folder or file.parent) / f"{file.name}.draft"
+    try:
+        yield draft
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ def settle_simulated_devices() -> None:
 def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
     """Makes `main(argv) -> exit status` of a function: known errors become one message.
 
-    0: done; 1: an error that the message explains; 130: interrupted.
+    0: done; 1: an error that the message explains; 130: interrupted; 141: nobody reads on.
     """
 
     def main(argv: list[str] | None = None) -> int:
@@ -51,6 +51,11 @@ def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
 
         try:
             work(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:  # Who read the output has enough of it: `... | head`.
+            # What is still buffered would fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except (ValueError, OSError, CheckpointError, DivergedError) as error:
             if os.environ.get("CLIP_JAX_TRACEBACK"):
                 raise

@@ -1,5 +1,8 @@
-"""A bar while images and texts are embedded."""
+"""What a command shows while it works: a bar while it embeds, and no needless warnings."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -11,7 +14,9 @@ class EmbeddingBar:
         from rich.progress import TimeRemainingColumn as Remaining
 
         columns = TextColumn("embedding {task.description}"), BarColumn(), MofNCompleteColumn()
-        self._bar = Progress(*columns, Remaining(), console=console, transient=True)
+        # Elsewhere an empty line would be all that it leaves.
+        silent = not console.is_terminal
+        self._bar = Progress(*columns, Remaining(), console=console, transient=True, disable=silent)
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self):
@@ -23,5 +28,13 @@ class EmbeddingBar:
 
     def _show(self, what: str, done: int, total: int | None) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what)
+            self._tasks[what] = self._bar.add_task(what, total=total)
         self._bar.update(self._tasks[what], completed=done, total=total)
+
+
+@contextlib.contextmanager
+def ignoring(message: str) -> Iterator[None]:
+    """Without warnings whose text the regular expression matches from its start."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=message)
+        yield

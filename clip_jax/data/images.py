@@ -1,7 +1,9 @@
 """Pictures without words: files given by name, or all below folders."""
 
 import dataclasses
+import os
 import pathlib
+import stat
 from collections.abc import Sequence
 
 from clip_jax.data.sample import BadSampleError, Sample
@@ -25,13 +27,16 @@ class ImageFiles:
         try:
             return Sample(key=path.as_posix(), image=path.read_bytes())
         except OSError as fault:
-            raise BadSampleError(f"{path}: {fault.strerror or fault}") from fault
+            reason = fault.strerror or fault
+            raise BadSampleError(f"sample {path.as_posix()!r}: {reason}") from fault
 
 
 def find_images(places: Sequence[str | pathlib.Path]) -> ImageFiles:
     """Files as given, whatever their suffix, and images at any depth of the folders given.
 
-    Hidden files and folders below a folder are left out; within one, the order is natural.
+    Hidden files and folders below a folder are left out, as are links to folders; within one, the
+    order is natural: 2 before 10. What cannot be read is there, so that reading it says why: a
+    link to nothing, a folder that may not be opened.
 
     Raises:
       FileNotFoundError: places that do not exist, all of them; or there is no image at all.
@@ -40,10 +45,7 @@ def find_images(places: Sequence[str | pathlib.Path]) -> ImageFiles:
     missing: list[str] = []
     for place in map(pathlib.Path, places):
         if place.is_dir():
-            below = (p for p in place.rglob("*") if p.suffix[1:].lower() in IMAGES)
-            names = [p.relative_to(place).as_posix() for p in below if p.is_file()]
-            names = sorted((n for n in names if "/." not in f"/{n}"), key=natural)
-            found += [place / name for name in names]
+            found += [place / name for name in sorted(_names_below(place), key=natural)]
         elif place.exists():
             found.append(place)
         else:
@@ -55,3 +57,23 @@ def find_images(places: Sequence[str | pathlib.Path]) -> ImageFiles:
             f"no image ({', '.join(IMAGES)}) in {', '.join(map(str, places))} or below"
         )
     return ImageFiles(tuple(found))
+
+
+def _names_below(place: pathlib.Path) -> list[str]:
+    """Paths relative to a folder: its images, and folders that may not be opened."""
+    found: list[pathlib.Path] = []
+    closed: list[OSError] = []
+    for folder, folders, files in os.walk(place, onerror=closed.append):
+        folders[:] = (name for name in folders if not name.startswith("."))
+        shown = (pathlib.Path(folder, name) for name in files if not name.startswith("."))
+        found += (p for p in shown if p.suffix[1:].lower() in IMAGES and _is_file(p))
+    found += (pathlib.Path(fault.filename) for fault in closed)
+    return [path.relative_to(place).as_posix() for path in found]
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    """Not a pipe, for whose end one would wait for ever; True where only reading can tell."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True

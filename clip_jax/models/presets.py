@@ -260,6 +260,9 @@ def preset(name: str) -> ClipConfig:
       ValueError: no such name; gives the nearest and all that exist.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no preset {name!r}; nearest {near!r} of {sorted(PRESETS)}")
+        near = difflib.get_close_matches(name, PRESETS, n=5, cutoff=0.0)
+        raise ValueError(
+            f"no preset {name!r}; nearest {', '.join(near)} (`clip-jax models` lists all "
+            f"{len(PRESETS)})"
+        )
     return PRESETS[name]
