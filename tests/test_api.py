@@ -138,3 +138,23 @@ def test_grayscale_and_transparent_pictures_end_as_rgb(clip):
     PIL.Image.new("LA", (20, 30), (120, 90)).save(buffer, "PNG")
     assert clip.encode_image([buffer.getvalue()]).shape == (1, finished_dim(clip))
     assert pickle.loads(pickle.dumps(clip.preprocess)) == clip.preprocess
+
+
+def test_a_run_that_was_moved_brings_its_vocabulary(finished, clip, tmp_path):
+    import shutil
+
+    run = tmp_path / "moved"
+    shutil.copytree(finished.run, run)
+    path = run / "checkpoints" / "10" / "config" / "metadata"
+    config = read_json(path)
+    config["tokenizer"]["model"] = str(tmp_path / "gone.model")  # As on another machine.
+    write_json(path, config)
+    texts = ["a red 7", "the digit four"]
+    for place in (run, run / "checkpoints" / "10"):
+        there = clip_jax.load(place)
+        np.testing.assert_array_equal(there.tokenizer(texts), clip.tokenizer(texts))
+
+
+def test_a_run_tells_its_own_model(finished):
+    with pytest.raises(ValueError, match="is a run, which tells its own model"):
+        clip_jax.load(finished.run, model="RN50")

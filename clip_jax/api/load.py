@@ -23,7 +23,7 @@ from clip_jax.pretrained.catalog import Published
 from clip_jax.pretrained.start import open_named, read_params
 from clip_jax.sharding.place import param_shardings
 from clip_jax.sharding.rules import AxisRules
-from clip_jax.tokenizers import Tokenizer, TokenizerConfig
+from clip_jax.tokenizers import Tokenizer, TokenizerConfig, storage
 
 Dtype = Literal["float32", "bfloat16"]
 EXACT = ("logit_scale", "logit_bias", "mean", "var")
@@ -115,6 +115,7 @@ def _from_run(path: str | os.PathLike[str], batch: int, dtype: Dtype | None, pla
     config = saved_config(folder)
     model = _computing_in(from_data(ClipConfig, config["model"], "model"), dtype)
     tokenizer = from_data(TokenizerConfig, config["tokenizer"], "tokenizer")
+    tokenizer = storage.found_again(tokenizer, folder.parent.parent)
     recipe = from_data(RecipeConfig, config["recipe"], "recipe")
     params = load_params(folder, abstract_params(model, dtype, place))
     return Clip(

@@ -1,8 +1,10 @@
 """Files of vocabularies: read with a telling error, written whole or not at all."""
 
+import dataclasses
 import difflib
 import os
 import uuid
+from typing import Any
 
 from etils import epath
 
@@ -52,3 +54,36 @@ def _beside(folder: epath.Path, name: str, endings: tuple[str, ...]) -> str:
     known = sorted(file.name for file in folder.iterdir() if file.name.endswith(endings))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f" (nearest: {near[0]}; {folder} has {', '.join(known)})" if near else ""
+
+
+def keep(tokenizer: Any, folder: epath.PathLike) -> None:
+    """Copy a tokenizer's file into the folder of a run, which can then be moved or sent away.
+
+    Raises:
+      FileNotFoundError, OSError: the file is missing, or cannot be written.
+    """
+    if (field := _file_field(tokenizer)) is not None:
+        data = epath.Path(getattr(tokenizer, field)).expanduser().read_bytes()
+        kept = _kept(tokenizer, field, folder)
+        if not kept.exists() or kept.read_bytes() != data:
+            write_whole(kept, data)
+
+
+def found_again(tokenizer: Any, folder: epath.PathLike) -> Any:
+    """The tokenizer with the file that `keep` copied, if its own is no longer where it was."""
+    field = _file_field(tokenizer)
+    if field is None or epath.Path(getattr(tokenizer, field)).expanduser().exists():
+        return tokenizer
+    kept = _kept(tokenizer, field, folder)
+    if not kept.exists():
+        return tokenizer  # Whoever uses it is told which file is missing.
+    return dataclasses.replace(tokenizer, **{field: os.fspath(kept)})
+
+
+def _file_field(tokenizer: Any) -> str | None:
+    """The field that names the tokenizer's file, if it has one."""
+    return next((name for name in ("model", "file") if hasattr(tokenizer, name)), None)
+
+
+def _kept(tokenizer: Any, field: str, folder: epath.PathLike) -> epath.Path:
+    return epath.Path(folder) / f"tokenizer{epath.Path(getattr(tokenizer, field)).suffix}"

@@ -28,7 +28,7 @@ from clip_jax.pretrained.start import start_params
 from clip_jax.sharding.mesh import MeshConfig, build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
 from clip_jax.sharding.rules import AxisRules
-from clip_jax.tokenizers import ClipBpe, TokenizerConfig
+from clip_jax.tokenizers import ClipBpe, TokenizerConfig, storage
 from clip_jax.train.assemble import Assembled, assemble
 from clip_jax.train.hooks import EvalHook, SaveHook
 from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
@@ -154,6 +154,8 @@ def train(config: TrainConfig, console: Console) -> None:
     for evaluation in config.evals.values():  # A missing split shows now, not in an hour.
         (evaluation.data or config.data).open(evaluation.split)
     open_run(config.run, to_data(config), may_differ=MAY_DIFFER)
+    if jax.process_index() == 0:
+        storage.keep(config.tokenizer, config.run)
     parts = assemble(
         model=config.model,
         loss=config.loss,
