@@ -30,9 +30,10 @@ def main(argv: list[str]) -> None:
         return
     if options.out is None:
         parser().error("OUT is missing: the folder to write to")
-    from clip_jax.data.array_records import manifest_path
     from clip_jax.data.guess import open_path
-    from clip_jax.data.pack import Resize, pack
+    from clip_jax.data.manifest import manifest_path
+    from clip_jax.data.pack import pack
+    from clip_jax.data.resize import Resize
 
     moved = ["--data.root", options.root] if options.root else []
     data = open_path(options.source, moved, prog="clip-jax pack")

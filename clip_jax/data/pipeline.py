@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.sample import BadSampleError, Sample, Source
 from clip_jax.data.visits import Visits
 from clip_jax.preprocess.augment import Augment
@@ -59,9 +60,10 @@ def train_batches(
     """An endless iterator over this host's part of every global batch.
 
     Each epoch visits every sample once, in an order of its own; batches run across the border of
-    two epochs. Host h of H takes rows h*b to (h+1)*b of each global batch, b = batch / H, so the
-    global order does not depend on H (where no sample is bad). Caption and augmentation of a visit
-    depend on seed, epoch and the sample's key, never on the order, the threads or the workers.
+    two epochs. (In a `Mixture`, each source has epochs of its own.) Host h of H takes rows h*b to
+    (h+1)*b of each global batch, b = batch / H, so the global order does not depend on H (where no
+    sample is bad). Caption and augmentation of a visit depend on seed, epoch and the sample's key,
+    never on the order, the threads or the workers.
 
     A sample that is bad (`BadSampleError`), cannot be decoded or has no caption is skipped; its
     place is taken by the next one.
@@ -106,6 +108,10 @@ class TrainBatches(Iterator[dict[str, Any]]):
         """Visits of this host that are in batches given out, or were skipped on the way."""
         self._chunks: grain.DatasetIterator[dict[str, Any]] | None = None
         self._chunk: dict[str, Any] | None = None
+        source = visits.source
+        self._names = source.names if isinstance(source, MixtureSource) else ()
+        self._drawn = np.zeros(len(self._names), np.int64)
+        """Samples in batches given out, by source of a mixture."""
         self._recent: deque[str | None] = deque(maxlen=_WINDOW)
         """What was wrong with each of the last visits, or None."""
         self._closed = False
@@ -124,6 +130,8 @@ class TrainBatches(Iterator[dict[str, Any]]):
             images.append(chunk["images"][good])
             tokens.append(chunk["tokens"][good])
             cut += int(chunk["cut"][good].sum())
+            if self._names:
+                self._drawn += np.bincount(chunk["parts"][good], minlength=len(self._names))
             faults = [m for visit, m in chunk["faults"] if self._next <= visit < after]
             self._watch(len(good), faults)
             skipped += faults
@@ -135,15 +143,21 @@ class TrainBatches(Iterator[dict[str, Any]]):
             "cut": cut,
         }
 
-    def get_state(self) -> dict[str, int]:
-        """The position, JSON-able: the batches from here on follow from it and the seed."""
-        return {
+    def get_state(self) -> dict[str, Any]:
+        """The position, JSON-able: the batches from here on follow from it and the seed.
+
+        Of a mixture, `drawn` counts the samples in batches given out, by the name of their source;
+        nothing follows from it.
+        """
+        state = {
             "visits": self._next,
             "hosts": self._visits.process_count,
             "samples": len(self._visits.source),
         }
+        drawn = dict(zip(self._names, self._drawn.tolist(), strict=True))
+        return {**state, "drawn": drawn} if drawn else state
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Go to a position; at most a few samples are read twice.
 
         A position saved with another number of hosts is the same place in the global order.
@@ -159,8 +173,14 @@ class TrainBatches(Iterator[dict[str, Any]]):
                 f"the position was saved among {state['samples']} samples, but the training data "
                 f"now has {here['samples']}: its order is another, so the run cannot go on exactly"
             )
+        if sorted(state.get("drawn", ())) != sorted(self._names):
+            raise ValueError(
+                f"the position was saved in a mixture of {', '.join(state['drawn'])}, but the "
+                f"training data now is one of {', '.join(self._names)}"
+            )
         self._stop()
         self._next = state["visits"] * state["hosts"] // here["hosts"]
+        self._drawn[:] = [state["drawn"][name] for name in self._names]
 
     def close(self) -> None:
         """End threads and workers; no batch can be asked for after that."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.sample import BadSampleError, Source
 from clip_jax.preprocess.augment import Augment
 from clip_jax.tokenizers import Tokenizer
@@ -40,14 +41,15 @@ class Visits:
     def __call__(self, number: int) -> dict[str, Any]:
         """Make the visits of one chunk; `faults` has those that failed, the arrays the others."""
         first = number * self.chunk
-        visits, images, texts, faults = [], [], [], []
+        visits, parts, images, texts, faults = [], [], [], [], []
         for visit in range(first, first + self.chunk):
             try:
-                image, text = self._visit(visit)
+                part, image, text = self._visit(visit)
             except BadSampleError as fault:
                 faults.append((visit, str(fault)))
             else:
                 visits.append(visit)
+                parts.append(part)
                 images.append(image)
                 texts.append(text)
         tokens, cut = self.tokenizer.tokenize(texts)
@@ -56,31 +58,48 @@ class Visits:
             "first": first,
             "count": self.chunk,
             "visits": np.array(visits, np.int64),
+            "parts": np.array(parts, np.int64),
             "images": np.array(images, np.uint8).reshape(shape),
             "tokens": tokens,
             "cut": cut,
             "faults": faults,
         }
 
-    def _visit(self, visit: int) -> tuple[UInt8[np.ndarray, "size size 3"], str]:
-        """One training pair.
+    def _visit(self, visit: int) -> tuple[int, UInt8[np.ndarray, "size size 3"], str]:
+        """One training pair, after the number of its source in a mixture (otherwise 0).
 
         Raises:
           BadSampleError: the source says so; the picture cannot be decoded; there is no caption.
         """
         block, row = divmod(visit, self.rows)
         position = block * self.batch + self.process_index * self.rows + row
-        epoch, place = divmod(position, len(self.source))
-        sample = self.source[_shuffled(self.seed, epoch, place, len(self.source))]
+        epoch, index = locate(self.source, self.seed, position)
+        sample = self.source[index]
         texts = [text for text in sample.texts if text.strip()]
         try:
             if not texts:
                 raise ValueError("it has no caption")
             rng = np.random.default_rng(_hash("visit", self.seed, epoch, sample.key))
             text = texts[rng.integers(len(texts))]
-            return self.augment(sample.image, self.size, rng), text
+            part = self.source.part(index) if isinstance(self.source, MixtureSource) else 0
+            return part, self.augment(sample.image, self.size, rng), text
         except ValueError as fault:
             raise BadSampleError(f"sample {sample.key!r}: {fault}") from fault
+
+
+def locate(source: Source, seed: int, position: int) -> tuple[int, int]:
+    """Epoch and index of the sample at a position, counted from 0 over all epochs.
+
+    In an epoch every sample has one position. The epochs of a mixture are those of its sources;
+    each has a seed of its own, so that sources of one size do not go in one order.
+    """
+    if isinstance(source, MixtureSource):
+        part, turn = source.turn(position)
+        own = _hash("source", seed, source.names[part])
+        epoch, index = locate(source.sources[part], own, turn)
+        return epoch, source.first(part) + index
+    epoch, place = divmod(position, len(source))
+    return epoch, _shuffled(seed, epoch, place, len(source))
 
 
 def _shuffled(seed: int, epoch: int, place: int, samples: int) -> int:

@@ -86,6 +86,24 @@ def image_to_text_grid(
     return figure
 
 
+def contact_sheet(
+    images: UInt8[np.ndarray, "n S S 3"], captions: Sequence[str], title: str, columns: int = 6
+) -> Figure:
+    """Pictures in rows, each with its caption below."""
+    rows, below = -(-len(images) // columns), 0.62
+    cell = SIDE + 4 * GAP, SIDE + GAP + below
+    size = 2 * EDGE + columns * cell[0] - GAP, 2 * EDGE + TOP + rows * cell[1]
+    figure = Figure(figsize=size, dpi=110)
+    _title(figure, title)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = EDGE + number % columns * cell[0]
+        top = EDGE + TOP + number // columns * cell[1]
+        _show(figure, left, top, image, None)
+        text = wrap(caption, width=29, lines=4)
+        _write(figure, left, top + SIDE + 0.06, text, fontsize=7, va="top")
+    return figure
+
+
 def confusion(counts: Int[np.ndarray, "K K"], names: Sequence[str], title: str) -> Figure:
     """Pictures of each true class (row) by the class they were given (column).
 

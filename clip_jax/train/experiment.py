@@ -44,6 +44,9 @@ MAY_DIFFER = (
     "mesh.*",
     "rules.*",
     "data.root",
+    "data.path",
+    "data.sources.*.0.root",
+    "data.sources.*.0.path",
     "evals*",
     "eval_batch",
 )

@@ -149,6 +149,8 @@ class LogHook:
         self._batch, self._steps, self._feed = batch, steps, feed
         self._figures, self._line, self._stopwatch, self._warn = figures, line, stopwatch, warn
         self._before = start + 1, stopwatch.seconds(), feed.wait_s  # See `compiled_apart`.
+        self._drawn = feed.position["source"].get("drawn", {})
+        """Samples of each source of a mixture, when this hook last looked."""
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
         figures = {name: float(value) for name, value in metrics.items()}  # Waits for the step.
@@ -159,6 +161,8 @@ class LogHook:
         figures["data_wait"] = min(1.0, (self._feed.wait_s - waited) / elapsed)
         figures["skipped"] = self._feed.position["skipped"]
         figures["captions_cut"] = self._feed.position["cut"]
+        before, self._drawn = self._drawn, self._feed.position["source"].get("drawn", {})
+        figures |= {f"samples/{name}": float(n - before[name]) for name, n in self._drawn.items()}
         self._figures.write(done, figures)
         left_s = (self._steps - done) * elapsed / max(steps, 1)
         self._line.show(done, figures, self._before[1], left_s)
