@@ -95,7 +95,8 @@ def test_another_config_is_refused_with_all_fields_that_differ(experiment, finis
 def test_what_a_run_folder_holds(finished):
     folder = pathlib.Path(finished.run)
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "checkpoints", "eval.json", "tensorboard", "tokenizer.model",
+        "config.json", "metrics.jsonl", "checkpoints", "eval.json", "tensorboard",
+        "tokenizer.model",
     }  # fmt: skip
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["10", "5"]
     seen = lines(finished)
