@@ -472,3 +472,18 @@ def test_renamed_blocks_are_reported_in_time_with_their_nearest_names(copied):
     line = "visual.transformer.resblocks.0.ln_1.weight: missing"
     (told,) = [text for text in str(found.value).splitlines() if line in text]
     assert "(nearest: visual.transformer.blocks.0.ln_1.weight)" in told
+
+
+def test_pictures_of_any_proportions_go_through_naflex_together_and_alone():
+    from PIL import Image
+
+    clip = load(FOLDERS[0].parent / "transformers_SigLIP_2_NaFlex", batch=3)
+    assert clip.preprocess.patch_size == 4
+    rng = np.random.default_rng(0)
+    sizes = ((16, 60), (33, 20), (7, 7), (90, 11))
+    pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+    together = clip.encode_image(pictures)
+    assert together.shape == (4, clip.model.cfg.embed_dim)
+    alone = np.concatenate([clip.encode_image([picture]) for picture in pictures])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert len({tuple(clip.preprocess(picture).grid) for picture in pictures}) == 4
