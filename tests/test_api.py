@@ -156,5 +156,5 @@ def test_a_run_that_was_moved_brings_its_vocabulary(finished, clip, tmp_path):
 
 
 def test_a_run_tells_its_own_model(finished):
-    with pytest.raises(ValueError, match="is a run, which tells its own model"):
+    with pytest.raises(ValueError, match="is a run, which tells its own model: no model="):
         clip_jax.load(finished.run, model="RN50")

@@ -69,9 +69,8 @@ def load(
     if not isinstance(path, os.PathLike) and path.startswith("~"):
         path = Path(path).expanduser()
     if is_run(path):
-        for name, given in (("model", model), ("revision", revision)):
-            if given is not None:
-                raise ValueError(f"{name}={given!r}: {path} is a run, which tells its own model")
+        if model is not None or revision is not None:
+            raise ValueError(f"{path} is a run, which tells its own model: no model=, no revision=")
         clip = _from_run(path, batch, dtype, place)
         clip = dataclasses.replace(clip, tokenizer=tokenizer or clip.tokenizer)
         wanted = clip.model.cfg

@@ -46,6 +46,8 @@ def open_path(path: str, overrides: Sequence[str] = (), *, prog: str = "clip-jax
         raise ValueError(f"{' '.join(overrides)}: only a config file takes overrides, not {path}")
     if ".tar" in file.suffixes:
         return TarShards(root=path)
+    if "://" in path:
+        return TarShards(root=path)
     if not file.exists():
         raise FileNotFoundError(f"{path} does not exist; give a config file, a folder or a table")
     if file.is_dir():

@@ -124,16 +124,18 @@ class TrainBatches(Iterator[dict[str, Any]]):
         while missing:
             chunk = self._current_chunk()
             end = chunk["first"] + chunk["count"]
-            good = np.flatnonzero(chunk["visits"] >= self._next)[:missing]
-            missing -= len(good)
-            after = end if missing else int(chunk["visits"][good[-1]]) + 1
+            begin = int(np.searchsorted(chunk["visits"], self._next))
+            good = slice(begin, begin + missing)
+            count = len(chunk["visits"][good])
+            missing -= count
+            after = end if missing else int(chunk["visits"][good][-1]) + 1
             images.append(chunk["images"][good])
             tokens.append(chunk["tokens"][good])
             cut += int(chunk["cut"][good].sum())
             if self._names:
                 self._drawn += np.bincount(chunk["parts"][good], minlength=len(self._names))
             faults = [m for visit, m in chunk["faults"] if self._next <= visit < after]
-            self._watch(len(good), faults)
+            self._watch(count, faults)
             skipped += faults
             self._next = after
         return {

@@ -68,31 +68,11 @@ def survey(
     positions = np.arange(total)
     if limit is not None and limit < total:
         positions = np.unique(np.linspace(0, total - 1, limit).astype(int))
-    found: dict[str, list[Any]] = collections.defaultdict(list)
-    broken: dict[str, str] = {}
-    spent: dict[str, float] = collections.defaultdict(float)
-    augment, rng = Augment(), np.random.default_rng(0)
+    looks = _Looks(source, size)
     for done, position in enumerate(map(int, positions), 1):
-        try:
-            with _timed(spent, "read"):
-                sample = source[position]
-            key = sample.key
-            with _timed(spent, "decode"):
-                pixels = geometry.as_rgb(sample.image)
-            with _timed(spent, "crop"):
-                augment(sample.image, size, rng)
-        except BadSampleError as fault:
-            broken[str(position)] = str(fault)
-        except (ValueError, OSError) as fault:
-            broken[key] = str(fault)
-        else:
-            found["positions"].append(position)
-            found["sides"].append(pixels.shape[:2])
-            found["encoded"].append(len(sample.image) if isinstance(sample.image, bytes) else 0)
-            found["captions"].append(len(sample.texts))
-            found["texts"] += sample.texts
-            found["labels"] += [] if sample.label is None else [sample.label]
+        looks.at(position)
         progress(done, len(positions))
+    found, spent = looks.found, looks.spent
     with _timed(spent, "tokenize"):
         tokens, cut = _lengths(found["texts"], tokenizer)
     counts: dict[str, int] = {"tokenize": len(found["texts"])}
@@ -100,7 +80,7 @@ def survey(
     facts = Survey(
         samples=total,
         looked_at=len(positions),
-        broken=broken,
+        broken=looks.broken,
         sides=np.array(found["sides"], int).reshape(-1, 2),
         encoded=np.array(found["encoded"], int),
         captions=np.array(found["captions"], int),
@@ -111,6 +91,39 @@ def survey(
         rates={stage: counts[stage] / s for stage, s in spent.items() if s and counts[stage]},
     )
     return facts, found["positions"]
+
+
+class _Looks:
+    """What was found in the samples looked at so far."""
+
+    def __init__(self, source: Source, size: int):
+        self._source, self._size = source, size
+        self._augment, self._rng = Augment(), np.random.default_rng(0)
+        self.found: dict[str, list[Any]] = collections.defaultdict(list)
+        self.broken: dict[str, str] = {}
+        self.spent: dict[str, float] = collections.defaultdict(float)
+
+    def at(self, position: int) -> None:
+        """Read, decode and crop one sample."""
+        key = str(position)
+        try:
+            with _timed(self.spent, "read"):
+                sample = self._source[position]
+            key = sample.key
+            with _timed(self.spent, "decode"):
+                pixels = geometry.as_rgb(sample.image)
+            with _timed(self.spent, "crop"):
+                self._augment(sample.image, self._size, self._rng)
+        except (BadSampleError, ValueError, OSError) as fault:
+            self.broken[key] = str(fault)
+            return
+        found = self.found
+        found["positions"].append(position)
+        found["sides"].append(pixels.shape[:2])
+        found["encoded"].append(len(sample.image) if isinstance(sample.image, bytes) else 0)
+        found["captions"].append(len(sample.texts))
+        found["texts"] += sample.texts
+        found["labels"] += [] if sample.label is None else [sample.label]
 
 
 class _timed:

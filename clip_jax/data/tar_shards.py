@@ -2,22 +2,47 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
-import logging
+import math
 import os
 import pathlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from clip_jax.config import require
 from clip_jax.data.sample import BadSampleError, Sample
+from clip_jax.data.tar_files import RemoteFile, Shard, ShardFile, Url, open_shard
 from clip_jax.data.tar_index import IMAGES, SUFFIXES, ShardIndex, read_indexes
+from clip_jax.data.tar_paths import find_shards, natural, shard_names
 
-log = logging.getLogger(__name__)
+__all__ = ["BadTarSampleError", "TarShards", "TarSource", "natural"]
 
+TXT = ".txt"
+"""Stands for the text file among `caption_keys`."""
 _OPEN_FILES = 64
+_GAP = 64 * 1024
+"""Bytes between wanted members that are rather read than skipped by another read."""
+
+
+class BadTarSampleError(BadSampleError):
+    """A bad sample, with what it may be counted by."""
+
+    reason: str
+    """missing image, missing caption, empty caption, bad caption, bad label; or, of the shard:
+    truncated, changed, vanished, unreadable."""
+    shard: str
+    """Path or address."""
+
+    def __init__(self, message: str, reason: str, shard: str):
+        super().__init__(message)
+        self.reason = reason
+        self.shard = shard
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadTarSampleError, (str(self), self.reason, self.shard)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,23 +56,59 @@ class TarShards:
 
     root: str
     """Folder with `train/*.tar`, `test/*.tar`, ...; or with `*.tar` (then it is the split
-    "train"); or one tar file (also "train")."""
+    "train"); or one tar file (also "train"). Or shards with braces, `/data/{00000..01243}.tar` or
+    `/data/{cc3m,cc12m}/*.tar`, also "train" unless `{split}` stands in it. Any of these may be at
+    gs:// or s3:// (install gcsfs or s3fs), shards by name also at http(s)://. `::` joins several.
+    """
     caption_key: str | None = None
     """Captions are taken from this key of a sample's `.json` (a string or a list of strings)
     where there is one, otherwise from its `.txt`."""
+    caption_keys: Mapping[str, float] | None = None
+    """Several keys of the `.json`, with weights above 0; ".txt" is the text file. A sample gets
+    the captions of one of them and keeps it: drawn by the sample's key, in proportion to the
+    weights of those that are not empty in it. So the shares hold over the samples."""
+    bad_shards: float = 0.0
+    """Share of the shards that may be missing or unreadable when they are opened: these are left
+    out with a warning. (A run goes on only with the same samples as before.)"""
+
+    def __post_init__(self) -> None:
+        weights = self.caption_keys
+        require(
+            self,
+            (
+                "caption_key",
+                self.caption_key is None or weights is None,
+                "None beside caption_keys",
+            ),
+            (
+                "caption_keys",
+                weights is None
+                or (bool(weights) and all(0 < w < math.inf for w in weights.values())),
+                "keys with weights above 0",
+            ),
+            ("bad_shards", 0 <= self.bad_shards < 1, "from 0 to below 1"),
+        )
 
     def open(self, split: str) -> "TarSource":
-        """Index the shards, if that was not done before.
+        """Index the shards, if that was not done before: 16 at a time.
 
         An index lies beside its shards, or in `~/.cache/clip_jax/tar_index`.
 
         Raises:
           FileNotFoundError: no such folder or split, no shard in it, or shards that its
-            `nshards.txt` counts are missing; the message names them.
+            `nshards.txt` or braces count are missing; the message names them.
           ValueError: shards that cannot be read; shards without a single sample.
         """
-        shards = _shards(pathlib.Path(self.root), split)
-        source = TarSource(shards, read_indexes(shards), self.caption_key)
+        shards = find_shards(self.root, split)
+        found = [
+            _Indexed(shard, name, index)
+            for shard, name, index in zip(
+                shards, shard_names(shards), read_indexes(shards, self.bad_shards), strict=True
+            )
+            if index is not None
+        ]
+        weights = self.caption_keys or ({} if self.caption_key is None else {self.caption_key: 1.0})
+        source = TarSource(found, weights, strict=self.caption_keys is None)
         if len(source) == 0:
             raise ValueError(
                 f"{_first_and_last(shards)}: no sample in {len(shards)} shards; members must end "
@@ -56,32 +117,56 @@ class TarShards:
         return source
 
     def class_names(self, split: str) -> tuple[str, ...]:
-        """Lines of `classnames.txt` in the root, the same for all splits; empty without it."""
+        """Lines of `classnames.txt` in the root, the same for all splits; empty without it.
+
+        Only a local folder has one.
+        """
         path = pathlib.Path(self.root) / "classnames.txt"
         return tuple(path.read_text("utf-8").splitlines()) if path.is_file() else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Indexed:
+    """A shard, what it is called in keys of samples, and where its samples lie."""
+
+    shard: Shard
+    name: str
+    index: ShardIndex
+
+
+class _Fault(Exception):
+    """Why a sample is bad, in few words and in many."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class TarSource:
     """Samples of a list of shards; safe to use from several threads, after a fork, and to pickle.
 
-    Images stay encoded. Of the shards, the 64 used last are kept open.
+    Images stay encoded. Of local shards, the 64 used last are kept open. A shard that is not what
+    was indexed any more gives no sample: its offsets may point into others.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[pathlib.Path],
-        indexes: Sequence[ShardIndex],
-        caption_key: str | None = None,
-    ):
-        self.shards = tuple(shards)
-        self.indexes = tuple(indexes)
-        self.caption_key = caption_key
-        self._ends = np.cumsum([len(index) for index in self.indexes], dtype=np.int64)
+    def __init__(self, shards: Sequence[_Indexed], weights: Mapping[str, float], *, strict: bool):
+        """Args:
+        strict: a `.json` that lacks a key makes its sample bad, and without a `.json` captions
+          come from the text file.
+        """
+        self._shards = tuple(shards)
+        self._weights = dict(weights)
+        self._strict = strict
+        self._ends = np.cumsum([len(shard.index) for shard in shards], dtype=np.int64)
         # It drops a file before the last reader is done with it, who keeps it open that long.
-        self._file = functools.lru_cache(maxsize=_OPEN_FILES)(_OpenFile)
+        self._local = functools.lru_cache(maxsize=_OPEN_FILES)(open_shard)
+        # These hold no handle, but remember what failed.
+        self._remote = {
+            shard.shard: RemoteFile(shard.shard) for shard in shards if isinstance(shard.shard, Url)
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TarSource, (self.shards, self.indexes, self.caption_key)
+        return functools.partial(TarSource, strict=self._strict), (self._shards, self._weights)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -91,70 +176,131 @@ class TarSource:
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[number - 1]) if number else 0)
-        key = f"{self.shards[number].stem}/{os.fsdecode(bytes(self.indexes[number].keys[row]))}"
+        shard = self._shards[number]
+        key = f"{shard.name}/{os.fsdecode(bytes(shard.index.keys[row]))}"
         try:
-            return self._sample(number, row, key)
-        except (ValueError, OSError) as fault:
-            raise BadSampleError(f"{self.shards[number]}: sample {key!r}: {fault}") from fault
+            return self._sample(key, self._read(shard, row))
+        except _Fault as fault:
+            reason, message = fault.reason, str(fault)
+        except FileNotFoundError as fault:
+            reason, message = "vanished", str(fault)
+        except OSError as fault:
+            reason, message = "unreadable", str(fault)
+        raise BadTarSampleError(
+            f"{shard.shard}: sample {key!r}: {message}", reason, str(shard.shard)
+        )
 
-    def _sample(self, number: int, row: int, key: str) -> Sample:
-        image = next((data for s in IMAGES if (data := self._read(number, row, s))), None)
+    def _file(self, shard: Shard) -> ShardFile:
+        return self._remote[shard] if isinstance(shard, Url) else self._local(shard)
+
+    def _read(self, shard: _Indexed, row: int) -> dict[str, bytes]:
+        """The members that matter, by suffix; those that lie close together at once.
+
+        Raises:
+          _Fault: the shard is shorter than it was, or another.
+          OSError: it cannot be read.
+        """
+        sizes, begins = shard.index.sizes[row].tolist(), shard.index.offsets[row].tolist()
+        wanted = self._wanted(sizes)
+        offsets = [begins[column] for column in wanted]
+        ends = [begins[column] + sizes[column] for column in wanted]
+        if not wanted:
+            return {}
+        file, found = self._file(shard.shard), {}
+        start, length = min(offsets), max(ends) - min(offsets)
+        total = sum(ends) - sum(offsets)
+        data, stamp = file.read(start, length) if length <= total + _GAP else (None, None)
+        for column, offset, end in zip(wanted, offsets, ends, strict=True):
+            if data is None:
+                piece, stamp = file.read(offset, end - offset)
+            else:
+                piece = data[offset - start : end - start]
+            if len(piece) != end - offset:
+                raise _Fault(
+                    "truncated",
+                    f"the shard was cut off while in use (member .{SUFFIXES[column]})",
+                )
+            if stamp != shard.index.stamp:
+                raise _Fault("changed", "the shard has changed since it was indexed; start again")
+            found[SUFFIXES[column]] = piece
+        return found
+
+    def _wanted(self, sizes: Sequence[int]) -> list[int]:
+        """Columns of an index: the first image that is not empty, captions, label."""
+        wanted = next(([column] for column in range(len(IMAGES)) if sizes[column] > 0), [])
+        record = sizes[_JSON] >= 0 and any(key != TXT for key in self._weights)
+        text = sizes[_TXT] >= 0 and (TXT in self._weights or (self._strict and not record))
+        uses = ((_TXT, text), (_JSON, record), (_CLS, sizes[_CLS] >= 0))
+        return wanted + [column for column, use in uses if use]
+
+    def _sample(self, key: str, members: Mapping[str, bytes]) -> Sample:
+        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
         if image is None:
-            raise ValueError(f"no image ({', '.join(IMAGES)}), or an empty one")
-        texts = self._texts(number, row)
-        label = self._read(number, row, "cls")
+            raise _Fault("missing image", f"no image ({', '.join(IMAGES)}), or an empty one")
+        texts = self._texts(key, members)
+        label = members.get("cls")
         if texts is None and label is None:
-            raise ValueError("neither captions nor a label")
-        if texts is not None and not any(texts) and label is None:
-            raise ValueError("its captions are empty")
+            raise _Fault("missing caption", "neither captions nor a label")
+        if texts is not None and not texts and label is None:
+            raise _Fault("empty caption", "its captions are empty")
         return Sample(
             key=key,
             image=image,
-            texts=tuple(text for text in texts or () if text),
+            texts=tuple(texts or ()),
             label=None if label is None else _label(label),
         )
 
-    def _texts(self, number: int, row: int) -> list[str] | None:
-        """Captions, stripped; None where the sample has no place for any."""
-        if self.caption_key and (data := self._read(number, row, "json")) is not None:
-            return [text.strip() for text in _captions(data, self.caption_key)]
-        if (data := self._read(number, row, "txt")) is not None:
-            lines = data.decode("utf-8").split("\n")
-            return [line.replace("\\n", "\n").strip() for line in lines]
-        return None
+    def _texts(self, key: str, members: Mapping[str, bytes]) -> list[str] | None:
+        """Captions, stripped, none of them empty; None where the sample has no place for any.
 
-    def _read(self, number: int, row: int, suffix: str) -> bytes | None:
-        """The member's bytes, or None where the sample has none."""
-        index, column = self.indexes[number], SUFFIXES.index(suffix)
-        size = int(index.sizes[row, column])
-        if size < 0:
+        Raises:
+          _Fault: no UTF-8, no JSON, or not what should be in it.
+        """
+        found: dict[str, list[str]] = {}
+        try:
+            if "json" in members:
+                record = json.loads(members["json"])
+                for name in self._weights:
+                    if name != TXT and (self._strict or _has(record, name)):
+                        found[name] = _captions(record, name)
+            if "txt" in members:
+                lines = members["txt"].decode("utf-8").split("\n")
+                found[TXT] = [line.replace("\\n", "\n") for line in lines]
+        except (ValueError, RecursionError) as fault:
+            raise _Fault("bad caption", str(fault)) from fault
+        if not found and "json" not in members:
             return None
-        file = self._file(self.shards[number])
-        data = os.pread(file.handle, size, int(index.offsets[row, column]))
-        if len(data) != size:
-            raise OSError(f"the shard was cut off while in use (member .{suffix})")
-        return data
+        full = {name: kept for name, texts in found.items() if (kept := _stripped(texts))}
+        return full[_draw(key, {n: self._weights.get(n, 1.0) for n in full})] if full else []
 
 
-class _OpenFile:
-    """A file handle that is closed with its last user; `pread` shares no position."""
-
-    def __init__(self, path: pathlib.Path):
-        self.handle = -1
-        self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self):
-        if self.handle >= 0:
-            os.close(self.handle)
+_TXT, _JSON, _CLS = (SUFFIXES.index(suffix) for suffix in ("txt", "json", "cls"))
 
 
-def _captions(data: bytes, key: str) -> list[str]:
+def _draw(key: str, weights: Mapping[str, float]) -> str:
+    """One of the names in proportion to its weight: a function of the key."""
+    names = sorted(weights)
+    if len(names) == 1:
+        return names[0]
+    upto = np.cumsum([weights[name] for name in names])
+    number = int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=6).digest())
+    return names[int(np.searchsorted(upto, number / 2**48 * upto[-1], side="right"))]
+
+
+def _stripped(texts: Sequence[str]) -> list[str]:
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _has(record: Any, key: str) -> bool:
+    return isinstance(record, dict) and record.get(key) is not None
+
+
+def _captions(record: Any, key: str) -> list[str]:
     """One string or a list of them, from a JSON object.
 
     Raises:
-      ValueError: no object, no such key, or another type under it.
+      ValueError: no object, no such key, or another type under it; half a character ("\\ud800").
     """
-    record = json.loads(data)
     if not isinstance(record, dict) or key not in record:
         has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}"
         raise ValueError(f"its .json has no {key!r}; it has {has}")
@@ -162,6 +308,8 @@ def _captions(data: bytes, key: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{key!r} in its .json is neither a string nor a list of strings")
+    for text in texts:
+        text.encode("utf-8")
     return texts
 
 
@@ -171,69 +319,9 @@ def _label(data: bytes) -> int:
     except ValueError:
         label = -1
     if label < 0:
-        raise ValueError(f"its .cls must hold a number from 0 on, not {data[:20]!r}")
+        raise _Fault("bad label", f"its .cls must hold a number from 0 on, not {data[:20]!r}")
     return label
 
 
-def _shards(root: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """Paths of a split's shards in natural order, checked against `nshards.txt`."""
-    if re.match(r"[a-z][a-z0-9]+:/", str(root)):  # A path has lost one slash of "gs://".
-        raise ValueError(f"{root}: shards are read from local folders only: copy or mount them")
-    if not root.exists():
-        raise FileNotFoundError(f"{root} does not exist; it should hold train/*.tar or *.tar")
-    if root.is_file() and split == "train":
-        return [root]
-    folder = root / split
-    if not folder.is_dir():
-        if root.is_file() or split != "train":
-            raise FileNotFoundError(f"{root} has no split {split!r}; it has {_splits(root)}")
-        folder = root
-    shards = sorted(folder.glob("*.tar"), key=lambda path: natural(path.name))
-    _check_count(folder, shards)
-    if not shards:
-        has = sorted(path.name for path in folder.iterdir())[:10]
-        raise FileNotFoundError(f"no *.tar in {folder}; it holds {has or 'nothing'}")
-    return shards
-
-
-def _splits(root: pathlib.Path) -> str:
-    """Splits that could be opened, for a message."""
-    found = [] if root.is_file() else sorted({path.parent.name for path in root.glob("*/*.tar")})
-    loose = root.is_file() or any(root.glob("*.tar"))
-    if loose and "train" not in found:
-        found.append("train")
-    return ", ".join(repr(name) for name in found) or "none: no *.tar in it or in its folders"
-
-
-def _check_count(folder: pathlib.Path, shards: list[pathlib.Path]) -> None:
-    """Compare the shards with the count that CLIP_benchmark writes beside them."""
-    path = folder / "nshards.txt"
-    if not path.is_file():
-        return
-    text = path.read_text("utf-8").strip()
-    if not text.isdecimal():
-        raise ValueError(f"{path} must hold one number, not {text[:40]!r}")
-    if all(shard.stem.isdecimal() for shard in shards):
-        width = len(shards[0].stem) if shards else 1
-        there = {int(shard.stem) for shard in shards}
-        missing = [f"{n:0{width}d}.tar" for n in range(int(text)) if n not in there]
-    else:
-        missing = [f"{int(text) - len(shards)} of them"] if len(shards) < int(text) else []
-    if missing:
-        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-        raise FileNotFoundError(
-            f"{path} counts {text} shards; missing: {', '.join(missing[:20])}{more}; copy them "
-            "again, or correct the number to train without them"
-        )
-    if len(shards) > int(text):
-        log.warning("%s counts %s shards, but there are %d; all are used", path, text, len(shards))
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Key to sort names by, with digits by their value: 2 before 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _first_and_last(paths: list[pathlib.Path]) -> str:
+def _first_and_last(paths: Sequence[Shard]) -> str:
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"

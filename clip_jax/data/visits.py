@@ -41,25 +41,25 @@ class Visits:
     def __call__(self, number: int) -> dict[str, Any]:
         """Make the visits of one chunk; `faults` has those that failed, the arrays the others."""
         first = number * self.chunk
-        visits, parts, images, texts, faults = [], [], [], [], []
+        visits, parts, texts, faults = [], [], [], []
+        images = np.empty((self.chunk, self.size, self.size, 3), np.uint8)
         for visit in range(first, first + self.chunk):
             try:
                 part, image, text = self._visit(visit)
             except BadSampleError as fault:
                 faults.append((visit, str(fault)))
             else:
+                images[len(visits)] = image
                 visits.append(visit)
                 parts.append(part)
-                images.append(image)
                 texts.append(text)
         tokens, cut = self.tokenizer.tokenize(texts)
-        shape = (len(images), self.size, self.size, 3)
         return {
             "first": first,
             "count": self.chunk,
             "visits": np.array(visits, np.int64),
             "parts": np.array(parts, np.int64),
-            "images": np.array(images, np.uint8).reshape(shape),
+            "images": images[: len(visits)],
             "tokens": tokens,
             "cut": cut,
             "faults": faults,

@@ -1,5 +1,6 @@
 import logging
 import os
+import pathlib
 import tarfile
 
 import numpy as np
@@ -66,7 +67,9 @@ def count_builds(monkeypatch):
     built = []
     build = tar_index._build
     monkeypatch.setattr(
-        tar_index, "_build", lambda shard, size: built.append(shard.name) or build(shard, size)
+        tar_index,
+        "_build",
+        lambda file, stamp: built.append(pathlib.Path(file.name).name) or build(file, stamp),
     )
     return built
 
@@ -74,7 +77,7 @@ def count_builds(monkeypatch):
 def test_an_index_is_made_once(folder, monkeypatch):
     built = count_builds(monkeypatch)
     first = opened(folder)
-    assert built == ["0.tar", "2.tar", "10.tar"]
+    assert sorted(built) == ["0.tar", "10.tar", "2.tar"]
     second = opened(folder)
     assert len(built) == 3
     assert [first[i] for i in range(9)] == [second[i] for i in range(9)]
@@ -138,3 +141,46 @@ def test_slow_indexing_is_shown(folder, monkeypatch, capsys):
     monkeypatch.setattr(tar_index, "_QUIET_SECONDS", -1.0)
     opened(folder)
     assert capsys.readouterr().err.endswith("indexing shards: 3 of 3\n")
+
+
+def test_a_shard_that_changes_while_it_is_indexed_is_refused(folder, monkeypatch):
+    shard = folder / "train" / "2.tar"
+    scan = tar_index.scan
+
+    def slow(read, size):
+        if not slow.done:
+            slow.done = True
+            os.utime(shard, ns=(1, 1))
+        return scan(read, size)
+
+    slow.done = False
+    monkeypatch.setattr(tar_index, "scan", slow)
+    with pytest.raises(ValueError, match=r"^\S*2.tar: changed while it was indexed; start again"):
+        TarShards(root=str(shard)).open("train")
+    assert not index_of(folder, "2.tar").exists()
+
+
+def test_a_pipe_and_a_folder_are_no_shards_and_nobody_waits_for_them(folder):
+    os.mkfifo(folder / "train" / "3.tar")
+    (folder / "train" / "4.tar").mkdir()
+    with pytest.raises(ValueError, match=r"3.tar: cannot be read: .* is not a regular file; .*4.t"):
+        opened(folder)
+
+
+def test_of_many_bad_shards_twenty_are_told(tmp_path):
+    for number in range(25):
+        (tmp_path / f"{number}.tar").write_bytes(b"x" * 600)
+    with pytest.raises(ValueError, match=r"19.tar: is no readable .*; and 5 more shards$") as told:
+        opened(tmp_path)
+    assert "20.tar" not in str(told.value)
+
+
+def test_as_many_bad_shards_as_allowed_are_left_out(folder, caplog):
+    (folder / "train" / "2.tar").write_bytes(b"")
+    source = TarShards(root=str(folder), bad_shards=0.34).open("train")
+    assert [source[i].key for i in (0, 3)] == ["0/s0000", "10/s0100"] and len(source) == 6
+    assert "1 of 3 shards are left out: " in caplog.text and "2.tar: is no" in caplog.text
+    (folder / "train" / "10.tar").unlink()
+    (folder / "train" / "10.tar").mkdir()
+    with pytest.raises(ValueError, match=r"2.tar: is no readable tar file: empty file; \S*10.tar"):
+        TarShards(root=str(folder), bad_shards=0.34).open("train")

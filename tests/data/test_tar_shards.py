@@ -96,29 +96,57 @@ def test_captions_from_text_where_there_is_no_json(tmp_path, write_tar, png):
 
 
 @pytest.mark.parametrize(
-    "members, reason",
+    "slug, members, reason",
     [
-        ([("a.txt", "text")], "no image (jpg, jpeg, png, webp), or an empty one"),
-        ([("a.png", b""), ("a.txt", "text")], "no image (jpg, jpeg, png, webp), or an empty one"),
-        ([("a.png", b"x")], "neither captions nor a label"),
-        ([("a.png", b"x"), ("a.txt", " \n\n")], "its captions are empty"),
-        ([("a.png", b"x"), ("a.cls", "cat")], "its .cls must hold a number from 0 on, not b'cat'"),
-        ([("a.png", b"x"), ("a.cls", "-1")], "its .cls must hold a number from 0 on, not b'-1'"),
-        ([("a.png", b"x"), ("a.txt", b"\xff\xfe")], "'utf-8' codec can't decode byte 0xff"),
-        ([("a.png", b"x"), ("a.json", {"url": 1})], "its .json has no 'caption'; it has url"),
-        ([("a.png", b"x"), ("a.json", [1])], "its .json has no 'caption'; it has a list"),
-        ([("a.png", b"x"), ("a.json", "{")], "Expecting property name"),
+        ("missing image", [("a.txt", "text")], "no image (jpg, jpeg, png, webp), or an empty one"),
         (
+            "missing image",
+            [("a.png", b""), ("a.txt", "text")],
+            "no image (jpg, jpeg, png, webp), or an empty one",
+        ),
+        ("missing caption", [("a.png", b"x")], "neither captions nor a label"),
+        ("empty caption", [("a.png", b"x"), ("a.txt", " \n\n")], "its captions are empty"),
+        (
+            "bad label",
+            [("a.png", b"x"), ("a.cls", "cat")],
+            "its .cls must hold a number from 0 on, not b'cat'",
+        ),
+        (
+            "bad label",
+            [("a.png", b"x"), ("a.cls", "-1")],
+            "its .cls must hold a number from 0 on, not b'-1'",
+        ),
+        (
+            "bad caption",
+            [("a.png", b"x"), ("a.txt", b"\xff\xfe")],
+            "'utf-8' codec can't decode byte 0xff",
+        ),
+        (
+            "bad caption",
+            [("a.png", b"x"), ("a.json", {"url": 1})],
+            "its .json has no 'caption'; it has url",
+        ),
+        (
+            "bad caption",
+            [("a.png", b"x"), ("a.json", [1])],
+            "its .json has no 'caption'; it has a list",
+        ),
+        ("bad caption", [("a.png", b"x"), ("a.json", "{")], "Expecting property name"),
+        (
+            "bad caption",
             [("a.png", b"x"), ("a.json", {"caption": [None]})],
             "'caption' in its .json is neither a string nor a list of strings",
         ),
     ],
 )
-def test_a_bad_sample_names_shard_key_and_reason(tmp_path, write_tar, members, reason):
+def test_a_bad_sample_names_shard_key_and_reason(tmp_path, write_tar, slug, members, reason):
     shard = tmp_path / "train" / "0.tar"
     with pytest.raises(BadSampleError) as caught:
         single(tmp_path, write_tar, members, caption_key="caption")
     assert str(caught.value).startswith(f"{shard}: sample '0/a': {reason}")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.shard) == (str(caught.value), str(shard))
+    assert again.reason == caught.value.reason == slug
 
 
 def test_a_missing_root_is_named(tmp_path):
@@ -144,11 +172,6 @@ def test_an_empty_folder_is_named_with_what_it_holds(folder):
     (folder / "empty" / "x.zip").touch()
     with pytest.raises(FileNotFoundError, match=r"it holds \['x.zip'\]$"):
         opened(folder / "empty")
-
-
-def test_remote_roots_are_refused():
-    with pytest.raises(ValueError, match="local folders only"):
-        TarShards(root="gs://bucket/data").open("train")
 
 
 def test_shards_without_samples_are_refused(tmp_path, write_tar):
@@ -259,11 +282,129 @@ def test_threads_read_right_while_handles_are_dropped(tmp_path, write_tar, png, 
 def test_a_shard_that_vanishes_or_shrinks_makes_bad_samples(folder):
     source = opened(folder)
     (folder / "train" / "2.tar").unlink()
-    with pytest.raises(BadSampleError, match=r"2.tar: sample '2/s0020': .*No such file"):
+    with pytest.raises(BadSampleError, match=r"2.tar: sample '2/s0020': .*No such file") as told:
         source[3]
+    assert told.value.reason == "vanished"
     os.truncate(folder / "train" / "10.tar", 600)
-    with pytest.raises(BadSampleError, match=r"cut off while in use \(member .png\)"):
+    with pytest.raises(BadSampleError, match=r"cut off while in use \(member .png\)") as told:
         source[8]
+    assert told.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_shard_that_is_written_anew_makes_bad_samples(folder, write_tar, png, used):
+    """Members of the same sizes in another order: the old offsets would lead to others' captions"""
+    source = opened(folder)
+    if used:
+        assert source[3].texts == ("picture 2 0",)
+    members = []
+    for i in (2, 1, 0):
+        members += [(f"s002{i}.png", png(2 + i)), (f"s002{i}.txt", f"picture 2 {i}")]
+    write_tar(folder / "train" / "2.tar", members)
+    os.utime(folder / "train" / "2.tar", ns=(1, 1))
+    with pytest.raises(BadSampleError, match=r"2/s0020': the shard has changed since it") as told:
+        source[3]
+    assert told.value.reason == "changed"
+    assert source[0].texts == ("picture 0 0",)
+
+
+def test_a_shard_replaced_by_another_file_is_read_as_it_was_while_it_is_open(folder, write_tar):
+    source = opened(folder)
+    expected = source[3]
+    other = write_tar(folder / "train" / "other", [("new.txt", "new")])
+    other.replace(folder / "train" / "2.tar")
+    assert source[3] == expected
+    with pytest.raises(BadSampleError, match=r"cut off|changed"):
+        pickle.loads(pickle.dumps(source))[3]
+
+
+def test_members_far_apart_are_read_one_by_one(tmp_path, write_tar, png, monkeypatch):
+    from clip_jax.data import tar_files
+
+    members = [("a.png", png(1)), ("a.npy", b"x" * 200_000), ("a.txt", "far"), ("b.txt", "b")]
+    write_tar(tmp_path / "0.tar", [*members, ("b.png", png(2))])
+    source, sizes = opened(tmp_path), []
+    read = tar_files.LocalFile.read
+    monkeypatch.setattr(
+        tar_files.LocalFile, "read", lambda *args: sizes.append(args[2]) or read(*args)
+    )
+    assert [(s.texts, s.image) for s in (source[0], source[1])] == [
+        (("far",), png(1)),
+        (("b",), png(2)),
+    ]
+    assert sizes == [len(png(1)), 3, 1024 + len(png(2))]
+
+
+def weighted(tmp_path, write_tar, png, records, **weights):
+    """`opened`, of samples with these `.json` (None: without) and a `.txt` each."""
+    members = []
+    for number, record in enumerate(records):
+        members += [(f"{number:05d}.png", png(0)), (f"{number:05d}.txt", "txt")]
+        members += [] if record is None else [(f"{number:05d}.json", record)]
+    write_tar(tmp_path / "0.tar", members)
+    return opened(tmp_path, caption_keys={k.replace("_", "."): w for k, w in weights.items()})
+
+
+def test_weights_of_caption_keys_hold_over_samples(tmp_path, write_tar, png):
+    records = [{"own": "own", "made": ["made", "made too"]}] * 1000
+    weights = {"own": 1.0, "made": 6.0, "_txt": 3.0}
+    source = weighted(tmp_path, write_tar, png, records, **weights)
+    texts = [source[i].texts for i in range(1000)]
+    counts = {text: texts.count(text) for text in set(texts)}
+    assert set(counts) == {("own",), ("made", "made too"), ("txt",)}
+    for text, share in ((("own",), 0.1), (("made", "made too"), 0.6), (("txt",), 0.3)):
+        assert abs(counts[text] / 1000 - share) < 4 * (share * (1 - share) / 1000) ** 0.5
+    again = pickle.loads(pickle.dumps(source))
+    assert [again[i].texts for i in range(1000)] == texts
+
+
+def test_an_empty_or_missing_key_leaves_its_share_to_the_others(tmp_path, write_tar, png):
+    records = [
+        {"a": "one"},
+        {"b": ["two", " "]},
+        {"a": " ", "b": "three"},
+        {"a": None, "b": "four"},
+    ]
+    source = weighted(tmp_path, write_tar, png, records, a=1e9, b=1.0)
+    assert [source[i].texts for i in range(4)] == [("one",), ("two",), ("three",), ("four",)]
+
+
+@pytest.mark.parametrize(
+    "record, slug",
+    [
+        ({"c": "x"}, "empty caption"),
+        ({"a": " "}, "empty caption"),
+        ([], "empty caption"),
+        (None, "missing caption"),
+        ({"a": 1}, "bad caption"),
+        ({"a": "\ud800"}, "bad caption"),
+        ("[" * 100_000, "bad caption"),
+    ],
+)
+def test_without_a_caption_under_any_key_a_sample_is_bad(tmp_path, write_tar, png, record, slug):
+    source = weighted(tmp_path, write_tar, png, [record], a=1.0, b=1.0)
+    with pytest.raises(BadSampleError) as told:
+        source[0]
+    assert told.value.reason == slug
+
+
+def test_wrong_fields_are_all_named():
+    with pytest.raises(ValueError) as told:
+        TarShards(root="x", caption_key="a", caption_keys={"b": 0.0}, bad_shards=1.5)
+    assert str(told.value) == (
+        "TarShards.caption_key must be None beside caption_keys, got 'a'; TarShards.caption_keys "
+        "must be keys with weights above 0, got {'b': 0.0}; TarShards.bad_shards must be from 0 to "
+        "below 1, got 1.5"
+    )
+    with pytest.raises(ValueError, match="keys with weights above 0"):
+        TarShards(root="x", caption_keys={})
+
+
+def test_the_config_survives_json():
+    from clip_jax.config import from_data, to_data
+
+    config = TarShards(root="x", caption_keys={"a": 1.0, ".txt": 2.5}, bad_shards=0.1)
+    assert from_data(TarShards, to_data(config)) == config
 
 
 def test_flickr8k_reads_as_described(shared):

@@ -165,6 +165,53 @@ def test_resizing_a_box_of_the_same_size_is_a_crop(photo):
     )
 
 
+def test_a_box_between_pixels_is_pillows(photo):
+    box = (2.5, 1.25, 40.75, 42.0)
+    expected = Image.fromarray(photo).resize((11, 13), Image.Resampling.BICUBIC, box=box)
+    np.testing.assert_array_equal(geometry.resize(photo, 11, 13, box=box), expected)
+    shifted = geometry.resize(photo, 9, 7, box=(5.5, 3.5, 14.5, 10.5))  # Of its size, but between.
+    assert not np.array_equal(shifted, photo[3:10, 5:14])
+
+
+def test_size_is_read_from_the_header_of_jpegs_alone(photo, encode):
+    data = encode(photo, "JPEG")
+    assert geometry.jpeg_size(data) == geometry.jpeg_size(data[: len(data) // 2 + 400]) == (43, 61)
+    for other in (b"", b"\xff\xd8", data[:30], encode(photo, "PNG"), b"<html>"):
+        assert geometry.jpeg_size(other) is None
+
+
+@pytest.mark.parametrize(
+    "part, decoded", [(480, 240), (420, 240), (419, 480), (100, 480), (1, 480)]
+)
+def test_a_crop_is_decoded_at_a_fast_scale_that_keeps_its_pixels(encode, part, decoded):
+    data = encode(np.zeros((480, 640, 3), np.uint8), "JPEG")
+    least = geometry.min_side_for(480, 640, part, 224)
+    assert geometry.decode(data, min_side=least).shape == (decoded, decoded * 4 // 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (481, 639), (7, 1000), (1023, 17)])
+@pytest.mark.parametrize("size", [4, 16, 50, 224])
+def test_a_scale_is_an_eighth_to_the_whole(encode, shape, size):
+    data = encode(np.zeros((*shape, 3), np.uint8), "JPEG")
+    least = geometry.min_side_for(*shape, min(shape), size)
+    found = geometry.decode(data, min_side=least).shape[:2]
+    exact = [n for n in (1, 2, 4, 8) if found == tuple(-(-side * n // 8) for side in shape)]
+    assert exact and (exact[0] == 8 or min(found) >= size * 15 / 16)
+
+
+def test_opencv_looks_like_pillow():
+    pytest.importorskip("cv2", reason="it is optional")
+    y, x = np.mgrid[0:480, 0:640]
+    waves = [np.sin(x / 27 + y / 31), np.cos(x / 45 - y / 33), np.sin(x * y / 9000)]
+    image = (np.stack(waves, -1) * 100 + 128).astype(np.uint8)
+    for size, box in [((224, 224), (10, 20, 300, 260)), ((32, 48), (3, 5, 611, 437))]:
+        fast = geometry.resize(image, *size, box=box, interpolation="opencv").astype(int)
+        assert fast.shape == (*size[::-1], 3)
+        assert np.abs(fast - geometry.resize(image, *size, box=box)).mean() < 3
+    sliver = geometry.resize(image, 9, 9, box=(5.1, 5.2, 5.3, 400.0), interpolation="opencv")
+    assert sliver.shape == (9, 9, 3)
+
+
 @pytest.mark.parametrize("shape", [(43, 61), (61, 43), (50, 50), (31, 224), (2, 9), (225, 224)])
 def test_shortest_side_cuts_the_middle(shape):
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
