@@ -63,8 +63,6 @@ def load(
       FileNotFoundError, ValueError, CheckpointError: no such file or name (the nearest are given),
         a damaged or refused file, arrays missing, unexpected or of another shape (all are listed).
     """
-    if dtype not in (None, *get_args(Dtype)):
-        raise ValueError(f"dtype must be None or one of {get_args(Dtype)}, got {dtype!r}")
     place = _placer(sharding)
     if not isinstance(path, os.PathLike) and path.startswith("~"):
         path = Path(path).expanduser()
@@ -98,7 +96,13 @@ def _placer(sharding: Sharding | None) -> Place:
 
 
 def abstract_params(model: ClipConfig, dtype: Dtype | None, place: Place) -> Any:
-    """Shape, type and sharding of every parameter."""
+    """Shape, type and sharding of every parameter.
+
+    Raises:
+      ValueError: another type than those of `Dtype`; a mesh that does not divide the model.
+    """
+    if dtype not in (None, *get_args(Dtype)):
+        raise ValueError(f"dtype must be None or one of {get_args(Dtype)}, got {dtype!r}")
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
     def leaf(path: str, shape: Any, where: Any) -> jax.ShapeDtypeStruct:

@@ -8,10 +8,9 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from clip_jax.cli.process import command
+from clip_jax.cli.process import add_model, command
 from clip_jax.cli.progress import EmbeddingBar, ignoring
 
-DEFAULT_MODEL = "ViT-B-32/openai"
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 
@@ -77,12 +76,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help='"cat,dog,...", or a text file with one name a line',
     )
-    made.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="a run, a file or folder of weights, hf-hub:org/name, or a name that `clip-jax "
-        "models --tags` lists (%(default)s)",
-    )
+    add_model(made)
     made.add_argument(
         "--template",
         action="append",

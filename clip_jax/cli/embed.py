@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_jax.cli.process import command
+from clip_jax.cli.process import add_model, command
 from clip_jax.cli.progress import EmbeddingBar, ignoring
 
-DEFAULT_MODEL = "ViT-B-32/openai"
 PART = 4096
 """Images a part; an interrupted run begins again with the part it was at."""
 
@@ -70,12 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("folder", metavar="FOLDER", help="images at any depth (jpg, png, webp)")
     made.add_argument("out", metavar="OUT", help="the .parquet file to write; replaced if there")
-    made.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="a run, a file or folder of weights, hf-hub:org/name, or a name that `clip-jax "
-        "models --tags` lists (%(default)s)",
-    )
+    add_model(made)
     made.add_argument(
         "--batch", type=int, default=64, metavar="N", help="images per call of the model (64)"
     )

@@ -1,5 +1,6 @@
 """What every command does around its work: process settings, and errors as one message."""
 
+import argparse
 import os
 import platform
 import sys
@@ -68,3 +69,13 @@ def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
 
     main.__doc__ = work.__doc__
     return main
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The option `--model` of commands that use one."""
+    parser.add_argument(
+        "--model",
+        default="ViT-B-32/openai",
+        help="a run, a file or folder of weights, hf-hub:org/name, or a name that `clip-jax "
+        "models --tags` lists (%(default)s)",
+    )

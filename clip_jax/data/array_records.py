@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_jax.data.manifest import SUFFIX, manifest_path, read_manifest, shard_paths
 from clip_jax.data.record import read_record
-from clip_jax.data.sample import BadSampleError, Sample
+from clip_jax.data.sample import BadSampleError, Sample, part_and_row
 from clip_jax.data.tar_shards import natural
 
 _OPEN_FILES = 512
@@ -126,10 +126,7 @@ class ArrayRecordSource:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int, /) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[number - 1]) if number else 0)
+        number, row = part_and_row(self._ends, index)
         try:
             return read_record(self._file(self.shards[number]).read(row, row + 1)[0])
         except ValueError as fault:

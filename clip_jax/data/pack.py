@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip_jax.config import differences, to_data, write_json
 from clip_jax.data.array_records import RecordFile
@@ -64,36 +64,63 @@ def pack(
       FileNotFoundError, ValueError: as `data.open`.
       OSError: the disk is full, and the like.
     """
+    out = _folder(out, split)
+    source = data.open(split)
+    count = _files(len(source), shards, split)
+    settings = {"shards": count, "resize": {} if resize is None else to_data(resize)}
+    manifest = _begun(data, source, settings, out, split)
+    work = _Work(split, resize, threads or os.cpu_count() or 1, max_bad, progress)
+    manifest = _fill(source, out, manifest, work)
+    if manifest.samples == 0:
+        raise ValueError(f"none of the samples can be read: {'; '.join(manifest.left_out[:3])}")
+    verify(out, split, progress=progress)
+    return manifest
+
+
+class _Work(NamedTuple):
+    """How the files of one packing are written."""
+
+    split: str
+    resize: Resize | None
+    threads: int
+    max_bad: float
+    progress: Progress | None
+
+
+def _fill(source: Source, out: pathlib.Path, manifest: Manifest, work: _Work) -> Manifest:
+    """Write the files that the manifest lacks, and the manifest after each."""
+    count, told = len(manifest.shards), work.progress or (lambda *_: None)
+    for number, path in enumerate(shard_paths(out, work.split, count)):
+        start, stop = (len(source) * n // count for n in (number, number + 1))
+        if manifest.shards[number] is None:
+            part = _Part(source, start, stop, work.resize)
+            shard = _write(part, path, work.threads, work.max_bad, told)
+            done = (*manifest.shards[:number], shard, *manifest.shards[number + 1 :])
+            manifest = dataclasses.replace(manifest, shards=done)
+            write_json(manifest_path(out, work.split), to_data(manifest))
+        told("packing", stop, len(source))
+    return manifest
+
+
+def _folder(out: str | os.PathLike[str], split: str) -> pathlib.Path:
+    """Where to write; refuses what cannot be written to."""
     if "://" in os.fspath(out):
         raise ValueError(f"{out}: records are written to local folders: copy them there afterwards")
     if not re.fullmatch(r"\w[\w-]*", split):
         raise ValueError(
             f"a split that is packed needs a name of letters and digits, not {split!r}"
         )
-    out = pathlib.Path(out)
-    source = data.open(split)
-    if len(source) == 0:
+    return pathlib.Path(out)
+
+
+def _files(samples: int, shards: int | None, split: str) -> int:
+    """How many files, if the split can be packed into so many."""
+    if samples == 0:
         raise ValueError(f"split {split!r} of the source has no samples")
-    count = max(1, math.ceil(len(source) / _PER_SHARD)) if shards is None else shards
-    if not 1 <= count <= len(source):
-        raise ValueError(f"{count} files for {len(source)} samples: at least one, at most one each")
-    settings = {"shards": count, "resize": {} if resize is None else to_data(resize)}
-    manifest = _begun(data, source, settings, out, split)
-    threads = threads or os.cpu_count() or 1
-    told = progress or (lambda *_: None)
-    for number, path in enumerate(shard_paths(out, split, count)):
-        start, stop = (len(source) * n // count for n in (number, number + 1))
-        if manifest.shards[number] is None:
-            part = _Part(source, start, stop, resize)
-            shard = _write(part, path, threads, max_bad, told)
-            done = (*manifest.shards[:number], shard, *manifest.shards[number + 1 :])
-            manifest = dataclasses.replace(manifest, shards=done)
-            write_json(manifest_path(out, split), to_data(manifest))
-        told("packing", stop, len(source))
-    if manifest.samples == 0:
-        raise ValueError(f"none of the samples can be read: {'; '.join(manifest.left_out[:3])}")
-    verify(out, split, progress=progress)
-    return manifest
+    count = max(1, math.ceil(samples / _PER_SHARD)) if shards is None else shards
+    if not 1 <= count <= samples:
+        raise ValueError(f"{count} files for {samples} samples: at least one, at most one each")
+    return count
 
 
 def verify(

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,3 +52,19 @@ class Dataset(Protocol):
     def class_names(self, split: str) -> tuple[str, ...]:
         """Names of the classes that `Sample.label` counts; empty where there are no labels."""
         ...
+
+
+def part_and_row(ends: Int[np.ndarray, " parts"], index: int) -> tuple[int, int]:
+    """Which part of a source that lies in several files holds a sample, and where in it.
+
+    Args:
+      ends: samples in each part and all before it.
+
+    Raises:
+      IndexError: there is no such sample.
+    """
+    total = int(ends[-1]) if len(ends) else 0
+    if not 0 <= index < total:
+        raise IndexError(f"sample {index} of {total}")
+    part = int(np.searchsorted(ends, index, side="right"))
+    return part, index - (int(ends[part - 1]) if part else 0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import require
-from clip_jax.data.sample import BadSampleError, Sample
+from clip_jax.data.sample import BadSampleError, Sample, part_and_row
 from clip_jax.data.table_file import READ_ERRORS, Rows
 from clip_jax.data.table_parquet import ParquetRows
 from clip_jax.data.table_text import open_csv, open_json
@@ -185,10 +185,7 @@ class TableSource:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int, /) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[number - 1]) if number else 0)
+        number, row = part_and_row(self._ends, index)
         path = self.paths[number]
         try:
             name = path.relative_to(self._folder).as_posix()

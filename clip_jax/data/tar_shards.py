@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import require
-from clip_jax.data.sample import BadSampleError, Sample
+from clip_jax.data.sample import BadSampleError, Sample, part_and_row
 from clip_jax.data.tar_files import RemoteFile, Shard, ShardFile, Url, open_shard
 from clip_jax.data.tar_index import IMAGES, SUFFIXES, ShardIndex, read_indexes
 from clip_jax.data.tar_paths import find_shards, natural, shard_names
@@ -172,10 +172,7 @@ class TarSource:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int, /) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[number - 1]) if number else 0)
+        number, row = part_and_row(self._ends, index)
         shard = self._shards[number]
         key = f"{shard.name}/{os.fsdecode(bytes(shard.index.keys[row]))}"
         try:
