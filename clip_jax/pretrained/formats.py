@@ -1,7 +1,6 @@
 """Which format a file or folder holds, and what model is in it: recognised from content."""
 
 import dataclasses
-import fnmatch
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from clip_jax.config import read_json
 from clip_jax.models.clip import ClipConfig
 from clip_jax.models.presets import PRESETS, preset
 from clip_jax.models.resnet import ResNetConfig
+from clip_jax.models.transformer import ACTIVATIONS
 from clip_jax.pretrained import arrays, big_vision, huggingface, open_clip, openai
 from clip_jax.pretrained import rules as r
 
@@ -172,7 +172,7 @@ def _without(found: Mapping[str, Any], ignored: Sequence[str]) -> dict[str, Any]
     return {
         name: array
         for name, array in found.items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
+        if not any(tree.matches(pattern, name) for pattern in ignored)
     }
 
 
@@ -200,6 +200,10 @@ def _as_saved(config: ClipConfig, metadata: Mapping[str, Any]) -> ClipConfig:
     noted = metadata.get(OWN_NOTES, {}).get("image_activation")
     if noted is None or isinstance(config.image, ResNetConfig):
         return config
+    if noted not in ACTIVATIONS:
+        raise ValueError(
+            f"{OWN_NOTES}.image_activation {noted!r} (known: {', '.join(ACTIVATIONS)})"
+        )
     stack = dataclasses.replace(config.image.stack, activation=noted)
     return dataclasses.replace(config, image=dataclasses.replace(config.image, stack=stack))
 
@@ -222,9 +226,7 @@ def _shape_only(cfg: ClipConfig) -> ClipConfig:
     """All that shapes of arrays do not tell set to one value."""
 
     def stack(config: Any) -> Any:
-        return dataclasses.replace(
-            config, heads=1, activation="gelu", norm_eps=1e-5, mlp_width=config.mlp_width
-        )
+        return dataclasses.replace(config, heads=1, activation="gelu", norm_eps=1e-5)
 
     text = dataclasses.replace(
         cfg.text, pool="eot", eot_id=None, causal=True, stack=stack(cfg.text.stack)

@@ -226,6 +226,12 @@ def test_arrays_of_another_architecture_are_all_listed(copied):
             lambda d: d["model_cfg"].pop("embed_dim"),
             "open_clip_config.json: needs the field 'embed_dim'",
         ),
+        (
+            "open_clip_ViT_GELU",
+            "open_clip_config.json",
+            lambda d: d.update(clip_jax={"image_activation": "swish"}),
+            r"clip_jax.image_activation 'swish' \(known: gelu, gelu_tanh, quick_gelu\)",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_followed_says_why(copied, name, file, change, message):
