@@ -127,10 +127,12 @@ class ArrayRecordSource:
 
     def __getitem__(self, index: int, /) -> Sample:
         number, row = part_and_row(self._ends, index)
+        where = str(self.shards[number])
         try:
-            return read_record(self._file(self.shards[number]).read(row, row + 1)[0])
+            sample = read_record(self._file(self.shards[number]).read(row, row + 1)[0])
         except ValueError as fault:
-            raise BadSampleError(f"{self.shards[number]}: sample {row}: {fault}") from fault
+            raise BadSampleError(f"{where}: sample {row}: {fault}", shard=where) from fault
+        return dataclasses.replace(sample, shard=where)
 
 
 class RecordFile:

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.sharding import NamedSharding
 
+from clip_jax.data.position import NOTHING, counted
+from clip_jax.data.visits import Skip
 from clip_jax.sharding.place import place_batch
 
 
@@ -42,18 +44,22 @@ class Feed(Iterator[dict[str, jax.Array]]):
     ):
         """`arrange` turns this host's arrays of a batch into the tree that the step takes."""
         if position is None:
-            position = {"source": batches.get_state(), "skipped": 0, "cut": 0}
+            counts = NOTHING
         else:
             batches.set_state(position["source"])
-        self.position: dict[str, Any] = dict(position)
-        """JSON-able; a feed started from it goes on with the very next batch.
+            # One process counts on for all of the past.
+            counts = NOTHING if jax.process_index() else {**position}
+        self.position: dict[str, Any] = {**counts, "source": batches.get_state()}
+        """This process's part of the position, JSON-able. Feeds started from all parts, joined by
+        `data.position.join`, go on with the very next batch.
 
-        Beside the state of the source it counts bad samples skipped and captions cut.
+        Beside the state of the source it counts bad samples (skipped, by reason and by shard) and
+        captions cut.
         """
         self.wait_s = 0.0
         """Seconds that callers have waited for a batch."""
         self._batches = batches
-        self._messages: list[str] = []
+        self._skips: list[Skip] = []
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -69,17 +75,17 @@ class Feed(Iterator[dict[str, jax.Array]]):
             self._queue.put(item)  # The next call must not wait for ever.
             raise item
         arrays, skipped, cut, source = item
-        self._messages += skipped
+        self._skips += skipped
         self.position = {
             "source": source,
-            "skipped": self.position["skipped"] + len(skipped),
+            "skipped": counted(self.position["skipped"], skipped),
             "cut": self.position["cut"] + cut,
         }
         return arrays
 
-    def take_messages(self) -> list[str]:
-        """Why bad samples were skipped, one message each, since the last call."""
-        taken, self._messages = self._messages, []
+    def take_skips(self) -> list[Skip]:
+        """Bad samples skipped since the last call."""
+        taken, self._skips = self._skips, []
         return taken
 
     def close(self) -> None:

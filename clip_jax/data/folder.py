@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from clip_jax.data.sample import BadSampleError, Sample
+from clip_jax.data.sample import BadSampleError, Fault, Sample, reason_of
 from clip_jax.data.tar_index import IMAGES
 from clip_jax.data.tar_shards import natural
 
@@ -117,17 +117,16 @@ class FolderSource:
                 label=None if self.labels is None else self.labels[index],
             )
         except (ValueError, OSError) as fault:
-            raise BadSampleError(
-                f"sample {self.names[index]!r} in {self.folder}: {fault}"
-            ) from fault
+            text = f"sample {self.names[index]!r} in {self.folder}: {fault}"
+            raise BadSampleError(text, reason=reason_of(fault)) from fault
 
     def _texts(self, path: pathlib.Path) -> tuple[str, ...]:
         if not path.is_file():
             if self.labels is None:
-                raise ValueError(f"no captions: {path.name} is not there")
+                raise Fault("missing caption", f"no captions: {path.name} is not there")
             return ()
         texts = tuple(line.strip() for line in path.read_text("utf-8").splitlines())
         texts = tuple(text for text in texts if text)
         if not texts and self.labels is None:
-            raise ValueError(f"the captions in {path.name} are empty")
+            raise Fault("empty caption", f"the captions in {path.name} are empty")
         return texts

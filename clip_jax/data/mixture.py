@@ -103,7 +103,8 @@ class MixtureSource:
         try:
             sample = self.sources[part][index - self.first(part)]
         except BadSampleError as fault:
-            raise BadSampleError(f"{name}: {fault}") from fault
+            text = f"{name}: {fault}"
+            raise BadSampleError(text, reason=fault.reason, shard=fault.shard) from fault
         label = sample.label if self.labels else None
         return dataclasses.replace(sample, key=f"{name}/{sample.key}", label=label)
 

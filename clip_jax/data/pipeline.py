@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_jax.config import require
 from clip_jax.data.mixture import MixtureSource
+from clip_jax.data.position import Reached
 from clip_jax.data.sample import BadSampleError, Sample, Source
-from clip_jax.data.visits import Visits
+from clip_jax.data.visits import Skip, Visits, summary
 from clip_jax.preprocess.augment import Augment
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.tokenizers import Tokenizer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import grain
 
 _WINDOW = 1000
-"""Among so many visits in a row, half may be bad."""
+"""Visits in a row of which `Pipeline.bad` may be bad."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,15 +36,17 @@ class Pipeline:
     workers: int = 0
     """Processes, each with its own threads, for machines with many cores; 0 stays in this one.
     A program that starts workers must guard its entry by `if __name__ == "__main__":`."""
+    bad: float = 0.5
+    """Share of bad samples, of the last 1,000 that a process visited, above which a run stops with
+    a summary; fewer are skipped and counted."""
 
     def __post_init__(self):
-        faults = [
-            f"{field.name} must be 0 or more, got {value}"
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) < 0
-        ]
-        if faults:
-            raise ValueError("Pipeline: " + "; ".join(faults))
+        whole = ("threads", "prefetch", "workers")
+        require(
+            self,
+            *((name, getattr(self, name) >= 0, "0 or more") for name in whole),
+            ("bad", 0 <= self.bad <= 1, "from 0 to 1"),
+        )
 
 
 def train_batches(
@@ -97,7 +101,7 @@ def train_batches(
 class TrainBatches(Iterator[dict[str, Any]]):
     """Batches on the host; see `train_batches`.
 
-    A batch holds `images` (uint8, b size size 3), `tokens` (int32, b L), `skipped` (a message for
+    A batch holds `images` (uint8, b size size 3), `tokens` (int32, b L), `skipped` (a `Skip` for
     each bad sample met while it was filled) and `cut` (number of captions that were too long).
     """
 
@@ -106,13 +110,15 @@ class TrainBatches(Iterator[dict[str, Any]]):
         self._pipeline = pipeline
         self._next = 0
         """Visits of this host that are in batches given out, or were skipped on the way."""
+        self._before: list[Reached] = []
+        """Of a run with other numbers of hosts: visits beyond `_next` that were made then."""
         self._chunks: grain.DatasetIterator[dict[str, Any]] | None = None
         self._chunk: dict[str, Any] | None = None
         source = visits.source
         self._names = source.names if isinstance(source, MixtureSource) else ()
         self._drawn = np.zeros(len(self._names), np.int64)
         """Samples in batches given out, by source of a mixture."""
-        self._recent: deque[str | None] = deque(maxlen=_WINDOW)
+        self._recent: deque[Skip | None] = deque(maxlen=_WINDOW)
         """What was wrong with each of the last visits, or None."""
         self._closed = False
 
@@ -134,7 +140,7 @@ class TrainBatches(Iterator[dict[str, Any]]):
             cut += int(chunk["cut"][good].sum())
             if self._names:
                 self._drawn += np.bincount(chunk["parts"][good], minlength=len(self._names))
-            faults = [m for visit, m in chunk["faults"] if self._next <= visit < after]
+            faults = [skip for visit, skip in chunk["faults"] if self._next <= visit < after]
             self._watch(count, faults)
             skipped += faults
             self._next = after
@@ -146,23 +152,27 @@ class TrainBatches(Iterator[dict[str, Any]]):
         }
 
     def get_state(self) -> dict[str, Any]:
-        """The position, JSON-able: the batches from here on follow from it and the seed.
+        """This host's position, JSON-able; those of all hosts are joined by `data.position`.
 
         Of a mixture, `drawn` counts the samples in batches given out, by the name of their source;
         nothing follows from it.
         """
+        block = self._next // self._visits.rows
         state = {
-            "visits": self._next,
             "hosts": self._visits.process_count,
+            "visits": [self._next],
+            "before": [reached.visits for reached in self._before if reached.end > block],
+            "batch": self._visits.batch,
             "samples": len(self._visits.source),
         }
         drawn = dict(zip(self._names, self._drawn.tolist(), strict=True))
         return {**state, "drawn": drawn} if drawn else state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a position; at most a few samples are read twice.
+        """Go to a position of all hosts; at most a few samples are read twice.
 
-        A position saved with another number of hosts is the same place in the global order.
+        The number of hosts may have been another. Then no sample is visited twice or left out, but
+        if some were bad, batches may be filled otherwise.
 
         Raises:
           ValueError: the source had another number of samples, so its order was another.
@@ -170,19 +180,33 @@ class TrainBatches(Iterator[dict[str, Any]]):
         here = self.get_state()
         if set(state) != set(here):
             raise ValueError(f"a data position has {sorted(here)}, not {sorted(state)}")
-        if state["samples"] != here["samples"]:
-            raise ValueError(
-                f"the position was saved among {state['samples']} samples, but the training data "
-                f"now has {here['samples']}: its order is another, so the run cannot go on exactly"
-            )
+        if len(state["visits"]) != state["hosts"]:
+            raise ValueError(f"a position of {len(state['visits'])} of {state['hosts']} hosts")
+        for name, what in (("samples", "samples"), ("batch", "pairs a batch")):
+            if state[name] != here[name]:
+                raise ValueError(
+                    f"the position was saved with {state[name]} {what}, but now there are "
+                    f"{here[name]}: the order is another, so the run cannot go on exactly"
+                )
         if sorted(state.get("drawn", ())) != sorted(self._names):
             raise ValueError(
                 f"the position was saved in a mixture of {', '.join(state['drawn'])}, but the "
                 f"training data now is one of {', '.join(self._names)}"
             )
         self._stop()
-        self._next = state["visits"] * state["hosts"] // here["hosts"]
-        self._drawn[:] = [state["drawn"][name] for name in self._names]
+        self._go_to(state)
+        first = self._visits.process_index == 0  # It counts for all hosts of the past.
+        self._drawn[:] = [first * state["drawn"][name] for name in self._names]
+
+    def _go_to(self, state: dict[str, Any]) -> None:
+        batch, hosts = self._visits.batch, self._visits.process_count
+        before = [Reached(batch, tuple(visits)) for visits in state["before"]]
+        if len(state["visits"]) == hosts:
+            self._next = state["visits"][self._visits.process_index]
+        else:
+            before.append(Reached(batch, tuple(state["visits"])))
+            self._next = before[-1].first * self._visits.rows
+        self._before = [one for one in before if one.end * self._visits.rows > self._next]
 
     def close(self) -> None:
         """End threads and workers; no batch can be asked for after that."""
@@ -194,8 +218,20 @@ class TrainBatches(Iterator[dict[str, Any]]):
         while self._chunk is None or self._chunk["first"] + self._chunk["count"] <= self._next:
             if self._chunks is None:
                 self._chunks = self._start(self._next // self._visits.chunk)
-            self._chunk = next(self._chunks)
+            self._chunk = self._unvisited(next(self._chunks))
         return self._chunk
+
+    def _unvisited(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """A chunk without what other hosts have visited."""
+        host, hosts = self._visits.process_index, self._visits.process_count
+        for reached in self._before:
+            kept = ~reached.has(chunk["visits"], host, hosts)
+            bad = np.array([visit for visit, _ in chunk["faults"]], np.int64)
+            gone = reached.has(bad, host, hosts)
+            faults = [f for f, out in zip(chunk["faults"], gone, strict=True) if not out]
+            rows = ("visits", "parts", "images", "tokens", "cut")
+            chunk = {**chunk, **{name: chunk[name][kept] for name in rows}, "faults": faults}
+        return chunk
 
     def _start(self, chunk: int) -> "grain.DatasetIterator[dict[str, Any]]":
         import grain
@@ -217,22 +253,23 @@ class TrainBatches(Iterator[dict[str, Any]]):
             self._chunks.close()
         self._chunks = self._chunk = None
 
-    def _watch(self, good: int, faults: list[str]) -> None:
+    def _watch(self, good: int, faults: list[Skip]) -> None:
         """Stop where skipping no longer helps.
 
         Raises:
-          ValueError: a whole epoch of visits was bad, or over half of the last 1,000.
+          ValueError: a whole epoch of visits was bad, or too many of the last 1,000.
         """
         self._recent.extend([None] * good)
         self._recent.extend(faults)
         if not faults:
             return
-        bad = [message for message in self._recent if message is not None]
+        bad = [skip for skip in self._recent if skip is not None]
         seen, epoch = len(self._recent), len(self._visits.source)
-        if (len(bad) == seen and seen >= epoch) or (2 * len(bad) > seen and seen == _WINDOW):
+        limit = self._pipeline.bad
+        if (len(bad) == seen and seen >= epoch) or (len(bad) > limit * seen and seen == _WINDOW):
             raise ValueError(
-                f"{len(bad)} of the last {seen} training samples are bad; the first of them: "
-                + "; ".join(dict.fromkeys(bad[:3]))
+                f"{len(bad)} of the last {seen} training samples are bad (pipeline.bad is "
+                f"{limit}): {summary(bad)}"
             )
 
 

@@ -1,7 +1,8 @@
 """The two contracts of the data room: one picture with its words, and where such pictures are."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -19,13 +20,43 @@ class Sample:
     """Captions, all true of the image; training draws one per visit."""
     label: int | None = None
     """Class of a classification data set, counted from 0."""
+    shard: str = dataclasses.field(default="", compare=False)
+    """Path or address of the file, where one file holds many samples; errors are counted by it."""
+
+
+class Fault(ValueError):
+    """What is wrong with a sample: a few words to count it by, and a message."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class BadSampleError(Exception):
     """One sample cannot be used; the message names its key (and file) and says why.
 
-    The pipeline skips such a sample, counts it, and shows the count in the metrics.
+    The pipeline skips such a sample, and counts it in the metrics by reason and by shard.
     """
+
+    def __init__(self, message: str, *, reason: str = "unreadable", shard: str = ""):
+        super().__init__(message)
+        self.reason = reason
+        """missing image, bad image, missing caption, empty caption, bad caption, bad label; or, of
+        the file that holds the sample: truncated, changed, vanished, unreadable."""
+        self.shard = shard
+        """Path or address of that file, where one file holds many samples."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(BadSampleError, reason=self.reason, shard=self.shard), (str(self),)
+
+
+def reason_of(fault: Exception) -> str:
+    """The words to count a sample by that a source could not read because of `fault`."""
+    if isinstance(fault, Fault):
+        return fault.reason
+    if isinstance(fault, UnicodeError):
+        return "bad caption"
+    return "vanished" if isinstance(fault, FileNotFoundError) else "unreadable"
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import require
-from clip_jax.data.sample import BadSampleError, Sample, part_and_row
+from clip_jax.data.sample import BadSampleError, Fault, Sample, part_and_row, reason_of
 from clip_jax.data.table_file import READ_ERRORS, Rows
 from clip_jax.data.table_parquet import ParquetRows
 from clip_jax.data.table_text import open_csv, open_json
@@ -189,16 +189,18 @@ class TableSource:
         path = self.paths[number]
         try:
             name = path.relative_to(self._folder).as_posix()
-            return self._sample(f"{name}:{row + 1}", self.tables[number][row], path.parent)
+            sample = self._sample(f"{name}:{row + 1}", self.tables[number][row], path.parent)
+            return dataclasses.replace(sample, shard=str(path))
         except READ_ERRORS as fault:
-            raise BadSampleError(f"{path}: row {row + 1}: {fault}") from fault
+            text = f"{path}: row {row + 1}: {fault}"
+            raise BadSampleError(text, reason=reason_of(fault), shard=str(path)) from fault
 
     def _sample(self, key: str, cells: dict[str, Any], folder: pathlib.Path) -> Sample:
         config = self.config
         label = None if config.label_key is None else _label(cells.get(config.label_key))
         texts = self._texts(key, cells)
         if not texts and label is None:
-            raise ValueError("it has no caption")
+            raise Fault("missing caption", "it has no caption")
         root = folder if config.root is None else pathlib.Path(config.root)
         image = _image(cells.get(config.image_key), root)
         return Sample(key=key, image=image, texts=texts, label=label)
@@ -222,7 +224,7 @@ class TableSource:
 def _captions(column: str, cell: Any) -> tuple[str, ...]:
     texts = [cell] if isinstance(cell, str) else [] if cell is None else cell
     if not isinstance(texts, list) or not all(isinstance(t, (str, type(None))) for t in texts):
-        raise ValueError(f"its {column!r} is neither a text nor a list of texts")
+        raise Fault("bad caption", f"its {column!r} is neither a text nor a list of texts")
     return tuple(text.strip() for text in texts if text and text.strip())
 
 
@@ -233,19 +235,20 @@ def _image(cell: Any, root: pathlib.Path) -> bytes:
     if isinstance(cell, bytes) and cell:
         return cell
     if not cell or not isinstance(cell, str):
-        raise ValueError("it has no picture")
+        raise Fault("missing image", "it has no picture")
     if re.match(r"\w+://", cell):
-        raise ValueError(f"{cell} is not on a local disk: fetch pictures with img2dataset first")
+        where = f"{cell} is not on a local disk"
+        raise Fault("missing image", f"{where}: fetch pictures with img2dataset first")
     path = root / cell
     if not path.is_file():  # A pipe could be waited for for ever.
-        raise ValueError(f"there is no file {path}")
+        raise Fault("missing image", f"there is no file {path}")
     return path.read_bytes()
 
 
 def _label(cell: Any) -> int:
     text = str(cell).strip()
     if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"its label must be a whole number from 0 on, not {cell!r}")
+        raise Fault("bad label", f"its label must be a whole number from 0 on, not {cell!r}")
     return int(text)
 
 

@@ -13,36 +13,18 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import require
-from clip_jax.data.sample import BadSampleError, Sample, part_and_row
+from clip_jax.data.sample import BadSampleError, Fault, Sample, part_and_row, reason_of
 from clip_jax.data.tar_files import RemoteFile, Shard, ShardFile, Url, open_shard
 from clip_jax.data.tar_index import IMAGES, SUFFIXES, ShardIndex, read_indexes
 from clip_jax.data.tar_paths import find_shards, natural, shard_names
 
-__all__ = ["BadTarSampleError", "TarShards", "TarSource", "natural"]
+__all__ = ["TarShards", "TarSource", "natural"]
 
 TXT = ".txt"
 """Stands for the text file among `caption_keys`."""
 _OPEN_FILES = 64
 _GAP = 64 * 1024
 """Bytes between wanted members that are rather read than skipped by another read."""
-
-
-class BadTarSampleError(BadSampleError):
-    """A bad sample, with what it may be counted by."""
-
-    reason: str
-    """missing image, missing caption, empty caption, bad caption, bad label; or, of the shard:
-    truncated, changed, vanished, unreadable."""
-    shard: str
-    """Path or address."""
-
-    def __init__(self, message: str, reason: str, shard: str):
-        super().__init__(message)
-        self.reason = reason
-        self.shard = shard
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BadTarSampleError, (str(self), self.reason, self.shard)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,14 +116,6 @@ class _Indexed:
     index: ShardIndex
 
 
-class _Fault(Exception):
-    """Why a sample is bad, in few words and in many."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
 class TarSource:
     """Samples of a list of shards; safe to use from several threads, after a fork, and to pickle.
 
@@ -175,17 +149,12 @@ class TarSource:
         number, row = part_and_row(self._ends, index)
         shard = self._shards[number]
         key = f"{shard.name}/{os.fsdecode(bytes(shard.index.keys[row]))}"
+        where = str(shard.shard)
         try:
-            return self._sample(key, self._read(shard, row))
-        except _Fault as fault:
-            reason, message = fault.reason, str(fault)
-        except FileNotFoundError as fault:
-            reason, message = "vanished", str(fault)
-        except OSError as fault:
-            reason, message = "unreadable", str(fault)
-        raise BadTarSampleError(
-            f"{shard.shard}: sample {key!r}: {message}", reason, str(shard.shard)
-        )
+            return self._sample(key, where, self._read(shard, row))
+        except (Fault, OSError) as fault:
+            text = f"{where}: sample {key!r}: {fault}"
+            raise BadSampleError(text, reason=reason_of(fault), shard=where) from fault
 
     def _file(self, shard: Shard) -> ShardFile:
         return self._remote[shard] if isinstance(shard, Url) else self._local(shard)
@@ -194,7 +163,7 @@ class TarSource:
         """The members that matter, by suffix; those that lie close together at once.
 
         Raises:
-          _Fault: the shard is shorter than it was, or another.
+          Fault: the shard is shorter than it was, or another.
           OSError: it cannot be read.
         """
         sizes, begins = shard.index.sizes[row].tolist(), shard.index.offsets[row].tolist()
@@ -213,12 +182,12 @@ class TarSource:
             else:
                 piece = data[offset - start : end - start]
             if len(piece) != end - offset:
-                raise _Fault(
+                raise Fault(
                     "truncated",
                     f"the shard was cut off while in use (member .{SUFFIXES[column]})",
                 )
             if stamp != shard.index.stamp:
-                raise _Fault("changed", "the shard has changed since it was indexed; start again")
+                raise Fault("changed", "the shard has changed since it was indexed; start again")
             found[SUFFIXES[column]] = piece
         return found
 
@@ -230,28 +199,29 @@ class TarSource:
         uses = ((_TXT, text), (_JSON, record), (_CLS, sizes[_CLS] >= 0))
         return wanted + [column for column, use in uses if use]
 
-    def _sample(self, key: str, members: Mapping[str, bytes]) -> Sample:
+    def _sample(self, key: str, shard: str, members: Mapping[str, bytes]) -> Sample:
         image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
         if image is None:
-            raise _Fault("missing image", f"no image ({', '.join(IMAGES)}), or an empty one")
+            raise Fault("missing image", f"no image ({', '.join(IMAGES)}), or an empty one")
         texts = self._texts(key, members)
         label = members.get("cls")
         if texts is None and label is None:
-            raise _Fault("missing caption", "neither captions nor a label")
+            raise Fault("missing caption", "neither captions nor a label")
         if texts is not None and not texts and label is None:
-            raise _Fault("empty caption", "its captions are empty")
+            raise Fault("empty caption", "its captions are empty")
         return Sample(
             key=key,
             image=image,
             texts=tuple(texts or ()),
             label=None if label is None else _label(label),
+            shard=shard,
         )
 
     def _texts(self, key: str, members: Mapping[str, bytes]) -> list[str] | None:
         """Captions, stripped, none of them empty; None where the sample has no place for any.
 
         Raises:
-          _Fault: no UTF-8, no JSON, or not what should be in it.
+          Fault: no UTF-8, no JSON, or not what should be in it.
         """
         found: dict[str, list[str]] = {}
         try:
@@ -264,7 +234,7 @@ class TarSource:
                 lines = members["txt"].decode("utf-8").split("\n")
                 found[TXT] = [line.replace("\\n", "\n") for line in lines]
         except (ValueError, RecursionError) as fault:
-            raise _Fault("bad caption", str(fault)) from fault
+            raise Fault("bad caption", str(fault)) from fault
         if not found and "json" not in members:
             return None
         full = {name: kept for name, texts in found.items() if (kept := _stripped(texts))}
@@ -316,7 +286,7 @@ def _label(data: bytes) -> int:
     except ValueError:
         label = -1
     if label < 0:
-        raise _Fault("bad label", f"its .cls must hold a number from 0 on, not {data[:20]!r}")
+        raise Fault("bad label", f"its .cls must hold a number from 0 on, not {data[:20]!r}")
     return label
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from clip_jax.data.sample import BadSampleError, Sample
+from clip_jax.data.sample import BadSampleError, Fault, Sample, reason_of
 from clip_jax.data.tar_shards import natural
 from clip_jax.data.tfds_features import choose, nearest
 
@@ -226,19 +226,19 @@ class TfdsSource:
         try:
             return self._sample(key, parse(self.records[index]).features.feature)
         except (*_DAMAGE, DecodeError) as fault:
-            raise BadSampleError(f"sample {key!r}: {fault}") from fault
+            raise BadSampleError(f"sample {key!r}: {fault}", reason=reason_of(fault)) from fault
 
     def _sample(self, key: str, features: Any) -> Sample:
         wanted = self.reading
         stored = _values(features, wanted.image)
         image = _picture(stored, wanted.shape) if wanted.shape else next(iter(stored), b"")
         if not isinstance(image, (bytes, np.ndarray)) or not len(image):
-            raise ValueError("it has no image")
+            raise Fault("missing image", "it has no image")
         label = None
         if wanted.label is not None:
             label = next(iter(_values(features, wanted.label)), -1)
             if not isinstance(label, int) or not -1 <= label < len(wanted.names):
-                raise ValueError(f"its label is {label}, of {len(wanted.names)} classes")
+                raise Fault("bad label", f"its label is {label}, of {len(wanted.names)} classes")
             label = None if label == -1 else label  # -1 means that nobody knows, in many test sets.
         if wanted.text is not None:
             found = (text.decode("utf-8").strip() for text in _values(features, wanted.text))
@@ -249,7 +249,8 @@ class TfdsSource:
             name = wanted.names[label]
             texts = tuple(template.format(name, c=name) for template in wanted.templates)
         if not texts and label is None:
-            raise ValueError("its label is not known" if wanted.text is None else "no caption")
+            missing = "its label is not known" if wanted.text is None else "no caption"
+            raise Fault("missing caption", missing)
         return Sample(key=key, image=image, texts=texts, label=label)
 
 
@@ -267,9 +268,9 @@ def _picture(
 ) -> UInt8[np.ndarray, "height width 3"]:
     numbers = np.array(values)
     if not numbers.size:
-        raise ValueError("it has no image")
+        raise Fault("missing image", "it has no image")
     if numbers.min() < 0 or numbers.max() > 255:
-        raise ValueError(f"its pixels reach from {numbers.min()} to {numbers.max()}")
+        raise Fault("bad image", f"its pixels reach from {numbers.min()} to {numbers.max()}")
     picture = numbers.astype(np.uint8).reshape([-1 if n is None else n for n in shape])
     return np.broadcast_to(picture, (*picture.shape[:2], 3)).copy()
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +16,30 @@ from clip_jax.tokenizers import Tokenizer
 
 _CHUNK = 32
 """Visits that one thread makes in one go: few enough for all threads to share a batch."""
+
+
+class Skip(NamedTuple):
+    """A bad sample, by what it is told and counted by; see `BadSampleError`."""
+
+    message: str
+    reason: str
+    shard: str
+
+
+def reasons(skips: Sequence[Skip]) -> str:
+    """How many for which reason."""
+    counts = Counter(skip.reason for skip in skips)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def summary(skips: Sequence[Skip]) -> str:
+    """How many for which reason, in which shards most, and the first of them in full."""
+    shards = Counter(skip.shard for skip in skips if skip.shard)
+    parts = [reasons(skips)]
+    if shards:
+        worst = ", ".join(f"{shard} ({count})" for shard, count in shards.most_common(3))
+        parts.append(f"most of them in {worst}" if len(shards) > 3 else f"in {worst}")
+    return "; ".join([*parts, "the first: " + "; ".join(dict.fromkeys(s[0] for s in skips[:3]))])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +73,7 @@ class Visits:
             try:
                 part, image, text = self._visit(visit)
             except BadSampleError as fault:
-                faults.append((visit, str(fault)))
+                faults.append((visit, Skip(str(fault), fault.reason, fault.shard)))
             else:
                 images[len(visits)] = image
                 visits.append(visit)
@@ -76,15 +102,17 @@ class Visits:
         epoch, index = locate(self.source, self.seed, position)
         sample = self.source[index]
         texts = [text for text in sample.texts if text.strip()]
+        if not texts:
+            why = f"sample {sample.key!r}: it has no caption"
+            raise BadSampleError(why, reason="missing caption", shard=sample.shard)
+        rng = np.random.default_rng(_hash("visit", self.seed, epoch, sample.key))
+        text = texts[rng.integers(len(texts))]
+        part = self.source.part(index) if isinstance(self.source, MixtureSource) else 0
         try:
-            if not texts:
-                raise ValueError("it has no caption")
-            rng = np.random.default_rng(_hash("visit", self.seed, epoch, sample.key))
-            text = texts[rng.integers(len(texts))]
-            part = self.source.part(index) if isinstance(self.source, MixtureSource) else 0
             return part, self.augment(sample.image, self.size, rng), text
         except ValueError as fault:
-            raise BadSampleError(f"sample {sample.key!r}: {fault}") from fault
+            why = f"sample {sample.key!r}: {fault}"
+            raise BadSampleError(why, reason="bad image", shard=sample.shard) from fault
 
 
 def locate(source: Source, seed: int, position: int) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from clip_jax.checkpoint.store import Store
 from clip_jax.data.feed import Feed
+from clip_jax.data.position import join
+from clip_jax.sharding.processes import gather_json
 from clip_jax.train.log import Figures, Stopwatch
 from clip_jax.train.state import State
 from clip_jax.train.step import Metrics
@@ -58,7 +60,7 @@ class SaveHook:
                 done,
                 params=state.params,
                 progress={"step": state.step, "opt": state.opt},
-                position=self._feed.position,
+                position=join(gather_json(self._feed.position)),
                 config=self._config,
                 figures=self._found.get(done),
             )

@@ -13,8 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from clip_jax.data.feed import Feed
+from clip_jax.data.position import join
+from clip_jax.data.visits import reasons
+from clip_jax.sharding.processes import gather_json
 from clip_jax.train.state import State
 from clip_jax.train.step import Metrics, Step
+
+_TOLD = 5
+"""Bad samples told in full each time; the others are summed up."""
+_SHARDS = 50
+"""Shards with most bad samples that are counted in the metrics; checkpoints count all."""
 
 
 class Stopwatch:
@@ -149,7 +157,7 @@ class LogHook:
         self._batch, self._steps, self._feed = batch, steps, feed
         self._figures, self._line, self._stopwatch, self._warn = figures, line, stopwatch, warn
         self._before = start + 1, stopwatch.seconds(), feed.wait_s  # See `compiled_apart`.
-        self._drawn = feed.position["source"].get("drawn", {})
+        self._drawn = join(gather_json(feed.position))["source"].get("drawn", {})
         """Samples of each source of a mixture, when this hook last looked."""
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
@@ -159,12 +167,27 @@ class LogHook:
         elapsed, steps = self._before[1] - seconds, done - step
         figures["pairs_per_s"] = self._batch * steps / elapsed
         figures["data_wait"] = min(1.0, (self._feed.wait_s - waited) / elapsed)
-        figures["skipped"] = self._feed.position["skipped"]
-        figures["captions_cut"] = self._feed.position["cut"]
-        before, self._drawn = self._drawn, self._feed.position["source"].get("drawn", {})
-        figures |= {f"samples/{name}": float(n - before[name]) for name, n in self._drawn.items()}
+        figures |= self._data_figures()
         self._figures.write(done, figures)
         left_s = (self._steps - done) * elapsed / max(steps, 1)
         self._line.show(done, figures, self._before[1], left_s)
-        for message in self._feed.take_messages():
-            self._warn(f"skipped {message}")
+        skips = self._feed.take_skips()
+        for skip in skips[:_TOLD]:
+            self._warn(f"skipped {skip.message}")
+        if len(skips) > _TOLD:
+            self._warn(f"skipped {len(skips) - _TOLD} more: {reasons(skips[_TOLD:])}")
+
+    def _data_figures(self) -> dict[str, float]:
+        """Counts of all processes, from the start of the run; of `samples/`, since last time."""
+        position = join(gather_json(self._feed.position))
+        skipped, shards = position["skipped"]["reasons"], position["skipped"]["shards"]
+        worst = sorted(shards, key=lambda shard: (-shards[shard], shard))[:_SHARDS]
+        before, self._drawn = self._drawn, position["source"].get("drawn", {})
+        counts = {
+            "skipped": sum(skipped.values()),
+            **{f"skipped/{reason}": count for reason, count in skipped.items()},
+            **{f"skipped_from/{shard}": shards[shard] for shard in worst},
+            "captions_cut": position["cut"],
+            **{f"samples/{name}": n - before[name] for name, n in self._drawn.items()},
+        }
+        return {name: float(count) for name, count in counts.items()}

@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from clip_jax.data.feed import Feed
+from clip_jax.data.position import NOTHING
+from clip_jax.data.visits import Skip
 from clip_jax.sharding.mesh import MeshConfig, build_mesh
 from clip_jax.sharding.place import batch_sharding
 from clip_jax.sharding.rules import DATA_PARALLEL
@@ -18,7 +20,7 @@ class Counting:
         number, self.next = self.next, self.next + 1
         if number == self.fail_at:
             raise OSError("disk on fire")
-        skipped = [f"sample {number}: bad"] if number % 3 == 0 else []
+        skipped = [Skip(f"sample {number}: bad", "bad image", "a.tar")] if number % 3 == 0 else []
         return {"images": np.full((8, 2), number), "skipped": skipped, "cut": number}
 
     def get_state(self):
@@ -29,6 +31,10 @@ class Counting:
 
     def close(self):
         self.closed = True
+
+
+def counts(skipped):
+    return {"skipped": {"reasons": {"bad image": skipped}, "shards": {"a.tar": skipped}}}
 
 
 @pytest.fixture
@@ -60,10 +66,10 @@ def test_batches_come_in_order_and_are_split_over_the_mesh(feed):
 
 def test_the_position_is_that_of_the_batches_handed_out_not_of_those_read_ahead(feed):
     made = feed(Counting(), depth=4)
-    assert made.position == {"source": {"next": 0}, "skipped": 0, "cut": 0}
+    assert made.position == {"source": {"next": 0}, **NOTHING}
     for _ in range(5):
         next(made)
-    assert made.position == {"source": {"next": 5}, "skipped": 2, "cut": 10}
+    assert made.position == {"source": {"next": 5}, **counts(2), "cut": 10}
 
 
 def test_a_feed_goes_on_from_a_position_with_the_very_next_batch(feed):
@@ -72,15 +78,15 @@ def test_a_feed_goes_on_from_a_position_with_the_very_next_batch(feed):
         next(first)
     second = feed(Counting(), position=first.position)
     assert number(next(second)) == 4
-    assert second.position == {"source": {"next": 5}, "skipped": 2, "cut": 10}
+    assert second.position == {"source": {"next": 5}, **counts(2), "cut": 10}
 
 
-def test_messages_are_handed_over_once(feed):
+def test_skips_are_handed_over_once(feed):
     made = feed(Counting())
     for _ in range(4):
         next(made)
-    assert made.take_messages() == ["sample 0: bad", "sample 3: bad"]
-    assert made.take_messages() == []
+    assert [skip.message for skip in made.take_skips()] == ["sample 0: bad", "sample 3: bad"]
+    assert made.take_skips() == []
 
 
 def test_a_failure_in_the_thread_reaches_every_later_caller(feed):

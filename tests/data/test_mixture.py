@@ -15,6 +15,7 @@ from clip_jax.data import DatasetConfig, Digits, Folder, Mixture, Synthetic, Tab
 from clip_jax.data.feed import Feed
 from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.pipeline import Pipeline, iterate, train_batches
+from clip_jax.data.position import NOTHING, join
 from clip_jax.data.sample import BadSampleError, Dataset, Sample, Source
 from clip_jax.data.visits import locate
 from clip_jax.preprocess.augment import Augment
@@ -221,13 +222,17 @@ def test_a_restored_position_gives_exactly_the_batches_that_followed():
 
 def test_another_number_of_hosts_goes_on_at_the_same_place():
     expected = take(open_batches(THREE), 9)
-    half = open_batches(THREE, process_index=1, process_count=2)
-    taken = take(half, 4)
-    four = open_batches(THREE, process_index=3, process_count=4)
-    four.set_state(half.get_state())
-    for batch, whole in zip(take(four, 5), expected[4:], strict=True):
-        np.testing.assert_array_equal(batch["tokens"], whole["tokens"][6:])
-    assert len(taken) == 4
+    halves = [open_batches(THREE, process_index=h, process_count=2) for h in range(2)]
+    for half in halves:
+        take(half, 4)
+    position = join([{"source": half.get_state(), **NOTHING} for half in halves])["source"]
+    assert sum(position["drawn"].values()) == 32
+    for host, counts in ((3, 0), (0, 32)):
+        four = open_batches(THREE, process_index=host, process_count=4)
+        four.set_state(position)
+        assert sum(four.get_state()["drawn"].values()) == counts
+        for batch, whole in zip(take(four, 5), expected[4:], strict=True):
+            np.testing.assert_array_equal(batch["tokens"], whole["tokens"][2 * host :][:2])
 
 
 def test_samples_given_out_are_counted_by_source_and_bad_ones_are_not():
@@ -256,20 +261,20 @@ def test_the_feed_knows_the_counts_of_what_it_handed_out():
 def test_positions_of_other_mixtures_are_refused():
     two = mix((40, 60), {"a": 1.0, "b": 1.0})
     batches = open_batches(two)
-    with pytest.raises(ValueError, match=r"has \['drawn', 'hosts', 'samples', 'visits'\], not"):
-        batches.set_state({"visits": 0, "hosts": 1, "samples": 100})
+    with pytest.raises(ValueError, match=r"has \[.*'drawn', .*'visits'\], not"):
+        batches.set_state(open_batches(Numbers(100)).get_state())
     other = open_batches(mix((40, 60), {"a": 1.0, "c": 1.0}))
     message = "saved in a mixture of a, c, but the training data now is one of a, b"
     with pytest.raises(ValueError, match=message):
         batches.set_state(other.get_state())
     plain = open_batches(Numbers(100))
-    with pytest.raises(ValueError, match=r"has \['hosts', 'samples', 'visits'\], not \['drawn'"):
+    with pytest.raises(ValueError, match=r"has \['batch', .*\], not \['batch', .*'drawn'"):
         plain.set_state(other.get_state())
 
 
 def test_skipped_samples_are_named_with_their_source():
     source = mix((6, 6), {"a": 1.0, "b": 1.0}, bad=(2,))
-    messages = {m for batch in take(open_batches(source, 4), 6) for m in batch["skipped"]}
+    messages = {s.message for batch in take(open_batches(source, 4), 6) for s in batch["skipped"]}
     assert messages == {f"{name}: sample 'k2': the source says no" for name in "ab"}
     read = list(iterate(source))
     assert [str(s) for s in read if isinstance(s, BadSampleError)] == sorted(messages)

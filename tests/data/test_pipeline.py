@@ -8,6 +8,7 @@ import pytest
 
 from clip_jax.data import visits
 from clip_jax.data.pipeline import Pipeline, train_batches
+from clip_jax.data.position import NOTHING, join
 from clip_jax.data.sample import BadSampleError, Sample
 from clip_jax.data.tar_shards import TarShards
 from clip_jax.preprocess.augment import Augment
@@ -192,15 +193,17 @@ def test_bad_samples_are_skipped_reported_and_replaced():
     seen = numbers(taken)
     good = sorted(set(range(20)) - {3, 8, 15})
     assert [sorted(seen[i : i + 17]) for i in (0, 17, 34)] == [good] * 3
-    skipped = sorted(message for batch in taken for message in batch["skipped"])
+    skipped = [skip for batch in taken for skip in batch["skipped"]]
     assert len(skipped) in (9, 10, 11, 12)
-    reasons = {
-        "sample 'k3': the source says no",
-        "sample 'k8': cannot decode the image: not a picture that can be read "
-        "(4 bytes, first b'junk')",
-        "sample 'k15': it has no caption",
+    assert {(skip.message, skip.reason) for skip in skipped} == {
+        ("sample 'k3': the source says no", "unreadable"),
+        (
+            "sample 'k8': cannot decode the image: not a picture that can be read "
+            "(4 bytes, first b'junk')",
+            "bad image",
+        ),
+        ("sample 'k15': it has no caption", "missing caption"),
     }
-    assert set(skipped) == reasons
 
 
 def test_hosts_skip_for_themselves():
@@ -239,7 +242,8 @@ def test_the_position_can_be_set_while_running_and_backwards():
 def test_the_position_says_what_was_given_out_not_what_was_read_ahead():
     batches = open_batches(Numbers(100), 5, pipeline=Pipeline(threads=2, prefetch=4))
     take(batches, 3)
-    assert batches.get_state() == {"visits": 15, "hosts": 1, "samples": 100}
+    state = {"hosts": 1, "visits": [15], "before": [], "batch": 5, "samples": 100}
+    assert batches.get_state() == state
 
 
 def test_a_restored_position_reads_no_earlier_sample_again():
@@ -259,22 +263,58 @@ def test_a_restored_position_reads_no_earlier_sample_again():
 
 def test_another_number_of_hosts_goes_on_at_the_same_place():
     expected = take(open_batches(Numbers(30), 8), 9)
-    half = open_batches(Numbers(30), 8, process_index=1, process_count=2)
-    take(half, 4)
+    position = walked(Numbers(30), 8, None, 2, 4)[1]
     four = open_batches(Numbers(30), 8, process_index=3, process_count=4)
-    four.set_state(half.get_state())
+    four.set_state(position)
     rest = take(four, 5)
     for batch, whole in zip(rest, expected[4:], strict=True):
         np.testing.assert_array_equal(batch["tokens"], whole["tokens"][6:])
 
 
+def walked(source, batch, position, hosts, count):
+    """Batches that so many hosts give out from a position on, and the position after them."""
+    taken, states = [], []
+    for host in range(hosts):
+        among = {"process_index": host, "process_count": hosts}
+        part = open_batches(source, batch, **among, pipeline=Pipeline(threads=0, bad=1.0))
+        if position is not None:
+            part.set_state(position)
+        taken += take(part, count)
+        states.append({"source": part.get_state(), **NOTHING})
+    return taken, json.loads(json.dumps(join(states)["source"]))
+
+
+@pytest.mark.parametrize("hosts", [(4, 8, 2, 1, 4), (2, 4, 4, 2, 8, 1), (8, 1, 8, 2, 1)])
+def test_hosts_may_come_and_go_and_no_sample_is_seen_twice_or_never(hosts):
+    bad = {n: ("source", "image", "text")[n % 3] for n in range(1200) if n % 5 < 3}
+    source, position, seen, skipped = Numbers(1200, bad), None, [], []
+    before = []
+    for number, count in enumerate(hosts):
+        taken, position = walked(source, 16, position, count, 1 + number // 3)
+        before.append(len(position["before"]))
+        seen += numbers(taken)
+        skipped += [skip.message for batch in taken for skip in batch["skipped"]]
+    # Every host has its place in the order; behind the furthest are holes until all have passed.
+    rest, position = walked(source, 16, position, 1, (480 - len(seen)) // 16)
+    seen += numbers(rest)
+    skipped += [skip.message for batch in rest for skip in batch["skipped"]]
+    assert len(seen) == len(set(seen)) and len(skipped) == len(set(skipped))
+    assert not set(seen) & set(bad) and any(before)
+    last, position = walked(source, 16, position, 1, 2)
+    assert set(seen + numbers(last)) == set(range(1200)) - set(bad)
+    assert position["before"] == []
+
+
 def test_a_position_among_other_data_is_refused():
     batches = open_batches(Numbers(30))
-    with pytest.raises(
-        ValueError, match="saved among 29 samples, but the training data now has 30"
-    ):
-        batches.set_state({"visits": 4, "hosts": 1, "samples": 29})
-    with pytest.raises(ValueError, match=r"has \['hosts', 'samples', 'visits'\], not \['next'\]"):
+    here = batches.get_state()
+    with pytest.raises(ValueError, match="saved with 29 samples, but now there are 30"):
+        batches.set_state({**here, "samples": 29})
+    with pytest.raises(ValueError, match="saved with 9 pairs a batch, but now there are"):
+        batches.set_state({**here, "batch": 9})
+    with pytest.raises(ValueError, match="a position of 1 of 2 hosts"):
+        batches.set_state({**here, "hosts": 2})
+    with pytest.raises(ValueError, match=r"has \['batch', .*'visits'\], not \['next'\]"):
         batches.set_state({"next": 4})
 
 
@@ -290,9 +330,20 @@ def test_captions_that_were_cut_are_counted():
 
 def test_data_that_is_all_bad_ends_in_an_error_not_a_loop():
     source = Numbers(5, {n: "source" for n in range(5)})
-    message = r"^\d+ of the last \d+ training samples are bad; the first of them: sample 'k"
+    message = r"^\d+ of the last \d+ training samples are bad .*: \d+ unreadable; the first: sampl"
     with pytest.raises(ValueError, match=message):
         take(open_batches(source, 3), 1)
+
+
+def test_the_share_that_may_be_bad_is_stated():
+    source = Numbers(3000, {n: "image" for n in range(3000) if n % 20 == 0})
+    stopped = open_batches(source, 50, pipeline=Pipeline(threads=0, bad=0.01))
+    with pytest.raises(ValueError, match=r"\(pipeline.bad is 0.01\): \d+ bad image; the first: "):
+        take(stopped, 100)
+    taken = take(open_batches(source, 50, pipeline=Pipeline(threads=0, bad=0.07)), 57)
+    assert sum(len(batch["skipped"]) for batch in taken) >= 140
+    with pytest.raises(ValueError, match=r"bad must be from 0 to 1, got 1\.5"):
+        Pipeline(bad=1.5)
 
 
 def test_more_than_half_bad_ends_in_an_error_and_less_does_not():
@@ -336,7 +387,9 @@ def test_no_samples_are_refused():
 
 
 def test_all_impossible_fields_are_named():
-    message = "Pipeline: threads must be 0 or more, got -1; workers must be 0 or more, got -2"
+    message = (
+        "Pipeline.threads must be 0 or more, got -1; Pipeline.workers must be 0 or more, got -2"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Pipeline(threads=-1, workers=-2)
 

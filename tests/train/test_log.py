@@ -1,0 +1,87 @@
+import io
+import json
+from collections import Counter
+
+import jax
+import pytest
+
+from clip_jax.data.feed import Feed
+from clip_jax.data.position import NOTHING, counted
+from clip_jax.data.visits import Skip
+from clip_jax.train.log import Figures, Line, LogHook, Stopwatch
+from clip_jax.train.state import State
+
+
+class Skipping(Feed):
+    """A feed without batches."""
+
+    wait_s = 0.0
+
+    def __init__(self):
+        self.skips = []
+        self.position = {"source": {"visits": [0], "before": []}, **NOTHING}
+
+    def skip(self, skips):
+        self.skips += skips
+        skipped = counted(self.position["skipped"], skips)
+        self.position = {**self.position, "skipped": skipped}
+
+    def take_skips(self):
+        taken, self.skips = self.skips, []
+        return taken
+
+
+@pytest.fixture
+def hook(tmp_path):
+    from rich.console import Console
+
+    told, feed = [], Skipping()
+    figures, stopwatch = Figures(tmp_path, 0), Stopwatch()
+    line = Line(Console(file=io.StringIO()), 10, 0)
+    run = {"batch": 4, "steps": 10, "start": 0}
+    made = LogHook(
+        1, **run, feed=feed, figures=figures, line=line, stopwatch=stopwatch, warn=told.append
+    )
+
+    def log(done):
+        names = ("loss", "accuracy", "learning_rate", "temperature")
+        metrics = dict.fromkeys(names, jax.numpy.ones(()))
+        made(done, State(done, None, None), metrics)
+        return json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+
+    yield feed, told, log
+    figures.close()
+
+
+def test_skips_are_counted_by_reason_and_by_shard_and_few_are_told(hook):
+    feed, told, log = hook
+    assert not [name for name in log(2) if "skipped" in name and name != "skipped"]
+    reasons = ["bad image", "truncated", "bad image"]
+    skips = [Skip(f"{n}: bad", reasons[n % 3], f"{n % 4}.tar") for n in range(11)]
+    feed.skip(skips)
+    line = log(3)
+    assert line["skipped"] == 11
+    by_reason, by_shard = Counter(s.reason for s in skips), Counter(s.shard for s in skips)
+    assert {k: v for k, v in line.items() if "skipped/" in k} == {
+        f"skipped/{reason}": count for reason, count in by_reason.items()
+    }
+    assert {k: v for k, v in line.items() if "_from/" in k} == {
+        f"skipped_from/{shard}": count for shard, count in by_shard.items()
+    }
+    assert told == [
+        *(f"skipped {n}: bad" for n in range(5)),
+        "skipped 6 more: 4 bad image, 2 truncated",
+    ]
+    feed.skip([Skip("late: bad", "vanished", "")])
+    line = log(4)
+    assert (line["skipped"], line["skipped/vanished"]) == (12, 1)
+    assert told[-1] == "skipped late: bad" and len(told) == 7
+
+
+def test_only_the_worst_shards_are_in_the_metrics(hook):
+    feed, _, log = hook
+    feed.skip([Skip("bad", "truncated", f"{n:03d}.tar") for n in range(80) for _ in range(n)])
+    line = log(2)
+    shown = [name for name in line if "_from/" in name]
+    assert shown == [f"skipped_from/{n:03d}.tar" for n in range(79, 29, -1)]
+    assert line["skipped"] == sum(range(80))
