@@ -34,10 +34,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@
 
-# These four would pull gigabytes of CUDA in; they do their work here on PyTorch for the CPU.
+# These five would pull gigabytes of CUDA in; they do their work here on PyTorch for the CPU.
 $(VENV)/.installed-parity: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -q -e '.[parity]'
-	$(BIN)/python -m pip install -q --no-deps open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.29.2 openai-clip==1.0.1
+	$(BIN)/python -m pip install -q --no-deps open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.29.2 openai-clip==1.0.1 clip_benchmark==1.6.2
 	touch $@
 
 clean:
