@@ -1,9 +1,9 @@
 """Training pictures a second on one core, against the loader that OpenCLIP builds.
 
-    python benchmarks/loader.py [--interpolation opencv|bilinear|bicubic]
+    python benchmarks/loader.py [--interpolation opencv|bilinear|bicubic] [--workers N]
 
     (beside clip_jax: open_clip_torch, torchvision, braceexpand, pandas, webdataset==0.2.86, the
-    last one that OpenCLIP works with; and opencv-python-headless)
+    last one that OpenCLIP works with; opencv-python-headless; with workers also psutil)
 
 Both read the same tar shards, made here: 2,000 JPEGs of 640 x 480 (quality 90, 4:2:0), each with a
 caption. Both cut OpenCLIP's random crop (0.9 to 1 of the area) to 224 pixels, tokenize, and make
@@ -12,14 +12,18 @@ batches of 200, in one process and one thread on one core. OpenCLIP's loader is 
 floats. Ours gives uint8, since it normalises on the device. The third measure is decoding and
 nothing else: libjpeg-turbo on bytes in memory, at the scale that our loader decodes at (one half).
 
-All take turns, in changing order; the first round does not count. Seconds are those of the core
-that the process used, so that other programs disturb less. Prints the medians and, as the last
-line, the ratio of our pictures per second to OpenCLIP's, and our share of bare decoding (medians of
-the rounds' own): with the interpolation asked for, and with Pillow's bicubic, the default of
-training.
+All take turns, in changing order; the first round does not count. Seconds are those that the
+processes had a core, so that other programs disturb less. Prints the medians and, as the last line,
+the ratio of our pictures per second to OpenCLIP's, and our share of bare decoding (medians of the
+rounds' own): with the interpolation asked for, and with Pillow's bicubic, the default of training.
+
+With `--workers N`, both loaders have N worker processes on N cores. What they read ahead is counted
+in the turn after which they read it. Ours is measured with N threads and no worker, too: what
+handing over pictures costs.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -98,7 +102,7 @@ def open_clip_parts():
     return open_clip, data
 
 
-def peer(folder):
+def peer(folder, workers):
     """A function that runs an epoch of OpenCLIP's loader and counts its pictures."""
     open_clip, data = open_clip_parts()
     args = types.SimpleNamespace(
@@ -108,22 +112,24 @@ def peer(folder):
         dataset_resampled=False,
         seed=0,
         batch_size=BATCH,
-        workers=0,
+        workers=workers,
         world_size=1,
     )
     transform = open_clip.image_transform(SIZE, is_train=True)
     tokenizer = open_clip.SimpleTokenizer()
+    loader = data.get_wds_dataset(args, transform, True, tokenizer=tokenizer).dataloader
 
     def epoch():
-        loader = data.get_wds_dataset(args, transform, True, tokenizer=tokenizer).dataloader
         shapes = [tuple(images.shape) for images, tokens in loader if tokens.shape[1] == 77]
-        assert shapes == [(BATCH, 3, SIZE, SIZE)] * (COUNT // BATCH), shapes
+        # Each worker makes whole batches, so that there may be one more.
+        assert set(shapes) == {(BATCH, 3, SIZE, SIZE)}, shapes
+        return len(shapes) * BATCH
 
     return epoch
 
 
-def ours(folder, interpolation):
-    """A function that runs an epoch of our loader."""
+def ours(folder, interpolation, threads, workers, stack):
+    """A function that runs an epoch of our loader, until the stack is left."""
     from clip_jax.data.pipeline import Pipeline, train_batches
     from clip_jax.data.tar_shards import TarShards
     from clip_jax.preprocess.augment import AreaCrop, Augment
@@ -132,20 +138,22 @@ def ours(folder, interpolation):
 
     source, tokenizer = TarShards(root=str(folder)).open("train"), ClipBpe(spelling="open_clip")
 
+    batches = train_batches(
+        source,
+        batch=BATCH,
+        seed=0,
+        recipe=Recipe(size=SIZE),
+        augment=Augment(crop=AreaCrop(), interpolation=interpolation),
+        tokenizer=tokenizer,
+        pipeline=Pipeline(threads=threads, workers=workers),
+    )
+    stack.callback(batches.close)
+
     def epoch():
-        batches = train_batches(
-            source,
-            batch=BATCH,
-            seed=0,
-            recipe=Recipe(size=SIZE),
-            augment=Augment(crop=AreaCrop(), interpolation=interpolation),
-            tokenizer=tokenizer,
-            pipeline=Pipeline(threads=0, workers=0),
-        )
         for _ in range(COUNT // BATCH):
             batch = next(batches)
             assert batch["images"].shape == (BATCH, SIZE, SIZE, 3) and not batch["skipped"]
-        batches.close()
+        return COUNT
 
     return epoch
 
@@ -157,8 +165,38 @@ def bare(jpegs):
     def epoch():
         for data in jpegs:
             simplejpeg.decode_jpeg(data, min_height=HEIGHT // 2, min_width=WIDTH // 2)
+        return len(jpegs)
 
     return epoch
+
+
+def used(workers):
+    """Seconds that this process and its workers had a core; waits until the workers rest."""
+    if not workers:
+        return time.process_time()
+    import psutil
+
+    def seconds():
+        children = psutil.Process().children(recursive=True)
+        times = [child.cpu_times() for child in children]
+        return time.process_time() + sum(each.user + each.system for each in times)
+
+    before, now = -1.0, seconds()
+    while now - before > 0.02:  # They tick every hundredth.
+        time.sleep(0.5)
+        before, now = now, seconds()
+    return now
+
+
+def prepare(folder, jpegs, chosen, workers, stack):
+    """What takes turns, by name."""
+    runs = {"OpenCLIP": peer(folder, workers), "bare decoding": bare(jpegs)}
+    threads = min(workers, 1)
+    for way in ("bicubic", chosen):
+        runs[f"clip_jax, {way}"] = ours(folder, way, threads, workers, stack)
+    if workers:
+        runs["clip_jax, threads"] = ours(folder, chosen, workers, 0, stack)
+    return runs
 
 
 def main() -> None:
@@ -167,31 +205,32 @@ def main() -> None:
     parser.add_argument(
         "--interpolation", default="opencv", choices=["opencv", "bilinear", "bicubic"]
     )
-    chosen = parser.parse_args().interpolation
+    parser.add_argument("--workers", type=int, default=0)
+    given = parser.parse_args()
+    chosen, workers = given.interpolation, given.workers
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    with tempfile.TemporaryDirectory() as name:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-max(workers, 1) :])
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)
         jpegs = make_shards(folder)
-        runs = {"OpenCLIP": peer(folder), "bare decoding": bare(jpegs)}
-        runs |= {f"clip_jax, {way}": ours(folder, way) for way in ("bicubic", chosen)}
+        runs = prepare(folder, jpegs, chosen, workers, stack)
         seconds = {label: [] for label in runs}
         for number in range(ROUNDS + 1):
             for label in sorted(runs, reverse=number % 2 == 1):
-                start = time.process_time()
-                runs[label]()
-                seconds[label].append(time.process_time() - start)
-    rates = {label: COUNT / statistics.median(times[1:]) for label, times in seconds.items()}
+                start = used(workers)
+                pictures = runs[label]()
+                seconds[label].append((used(workers) - start) / pictures)
+    rates = {label: 1 / statistics.median(times[1:]) for label, times in seconds.items()}
     print(f"{COUNT:,} JPEGs of {sum(map(len, jpegs)) / COUNT / 1000:.0f} kB; median of {ROUNDS}")
     for label, rate in rates.items():
-        print(f"{label}: {rate:,.0f} pictures/s")
+        print(f"{label}: {rate:,.0f} pictures/s of a core")
 
     def share(mine, other):
         pairs = zip(seconds[f"clip_jax, {mine}"][1:], seconds[other][1:], strict=True)
         return round(statistics.median(theirs / own for own, theirs in pairs), 2)
 
     result = {
-        "name": "loader",
+        "name": "loader_workers" if workers else "loader",
         "ratio": share(chosen, "OpenCLIP"),
         "better": "higher",
         "share_of_bare_decode": share(chosen, "bare decoding"),
@@ -199,6 +238,8 @@ def main() -> None:
         "bicubic_ratio": share("bicubic", "OpenCLIP"),
         "bicubic_share_of_bare_decode": share("bicubic", "bare decoding"),
     }
+    if workers:
+        result |= {"workers": workers, "share_of_threads": share(chosen, "clip_jax, threads")}
     print(json.dumps(result))
 
 

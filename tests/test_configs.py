@@ -1,10 +1,16 @@
 """Every file of configs/ is a whole experiment that can be written down and read again."""
 
+import csv
 import pathlib
 
 import pytest
 
-from clip_jax.config import from_data, load_config, override, to_data
+from clip_jax.config import differences, from_data, load_config, override, to_data
+from clip_jax.losses import Sigmoid
+from clip_jax.models.flops import parameters
+from clip_jax.models.presets import preset
+from clip_jax.pretrained.start import MAY_DIFFER
+from clip_jax.sharding.rules import FSDP
 from clip_jax.train.experiment import TrainConfig
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -27,3 +33,50 @@ def test_datacomp_small_is_the_published_recipe():
     assert (config.batch, config.optim.learning_rate) == (4096, 5e-4)
     assert (config.optim.method.b2, config.optim.method.weight_decay) == (0.98, 0.2)
     assert config.optim.schedule.warmup == 500
+
+
+def load(stem):
+    return load_config(str(next(p for p in CONFIGS if p.stem == stem)))
+
+
+PUBLISHED = {
+    "clip_b32": "ViT-B-32-quickgelu",
+    "clip_b16": "ViT-B-16-quickgelu",
+    "clip_l14": "ViT-L-14-quickgelu",
+    "clip_l14_336": "ViT-L-14-336-quickgelu",
+    "clip_h14": "ViT-H-14",
+    "siglip_b16": "ViT-B-16-SigLIP",
+    "siglip_so400m": "ViT-SO400M-14-SigLIP",
+}
+LATER = {"clip_l14_336": "clip_l14", "clipa_l16_224": "clipa_l16"}
+"""Runs that begin with the parameters of others."""
+LARGE = [*PUBLISHED, *LATER, *LATER.values()]
+
+
+@pytest.mark.parametrize("stem", PUBLISHED)
+def test_a_published_recipe_trains_the_published_architecture(stem, shared):
+    config = load(stem)
+    assert parameters(config.model) == parameters(preset(PUBLISHED[stem]))
+    with (shared / "reference" / "model_sizes.csv").open() as file:
+        sizes = {row["model"]: float(row["mparams"]) for row in csv.DictReader(file)}
+    name = PUBLISHED[stem] if PUBLISHED[stem] in sizes else PUBLISHED[stem][: -len("-quickgelu")]
+    assert parameters(config.model).model / 1e6 == pytest.approx(sizes[name], abs=0.006)
+
+
+@pytest.mark.parametrize("stem", LARGE)
+def test_a_published_recipe_is_made_for_many_devices_and_says_what_is_ours(stem):
+    config = load(stem)
+    assert config.rules == FSDP and config.loss.tile
+    assert isinstance(config.loss, Sigmoid) == (config.model.bias is not None)
+    text = " ".join(next(p for p in CONFIGS if p.stem == stem).read_text().split())
+    assert "arXiv:" in text and "Ours: " in text and "Published, zero-shot on" in text
+
+
+@pytest.mark.parametrize("stem", LATER)
+def test_a_later_stage_begins_with_the_run_before_it(stem):
+    config, before = load(stem), load(LATER[stem])
+    assert config.start_from == before.run != config.run
+    first, second = to_data(before.model), to_data(config.model)
+    assert differences(first, second, ignore=MAY_DIFFER) == []
+    assert config.model.image.image_size > before.model.image.image_size
+    assert config.steps * config.batch < before.steps * before.batch / 10

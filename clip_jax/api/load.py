@@ -46,9 +46,10 @@ def load(
     """A trained model with the tokenizer and the preprocessing that belong to it.
 
     Args:
-      path: a clip_jax run or checkpoint folder; a file or folder of weights in OpenAI's,
-        open_clip's, transformers' or big_vision's format (recognised from its content); a Hugging
-        Face repository, `hf-hub:organisation/name`; or a catalogued name, `ViT-B-32/openai`.
+      path: a clip_jax run or checkpoint folder (of a run with `ema`, the average); a file or
+        folder of weights in OpenAI's, open_clip's, transformers' or big_vision's format (recognised
+        from its content); a Hugging Face repository, `hf-hub:organisation/name`; or a catalogued
+        name, `ViT-B-32/openai`.
       batch: images, or texts, per call of the model.
       dtype: of parameters and activations; None: parameters float32, activations as the
         accelerator likes them.

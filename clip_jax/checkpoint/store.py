@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -34,11 +34,21 @@ class CheckpointConfig:
             raise ValueError(f"keep ({self.keep}) and every_steps ({self.every_steps}) start at 1")
 
 
+class Restored(NamedTuple):
+    """What a run goes on from."""
+
+    params: Any
+    progress: Any
+    position: Any
+    ema: Any
+
+
 class Store:
     """The checkpoints of one run folder, one sub-folder a step.
 
     Each holds `params`, `progress` (step and optimizer state), `position` (of the data
-    iterator) and `config`, so that a checkpoint can be used without its run folder.
+    iterator) and `config`, so that a checkpoint can be used without its run folder; and `ema`,
+    the moving average of the parameters, where a run keeps one.
     """
 
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig | None = None):
@@ -62,7 +72,7 @@ class Store:
             best_mode=config.best_is,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _Manager(self.folder, options=options)
 
     def _best_figure(self, figures: Mapping[str, float]) -> float:
         return figures[self._best or ""]
@@ -83,6 +93,7 @@ class Store:
         progress: Any,
         position: Any,
         config: Any,
+        ema: Any = None,
         figures: Mapping[str, float] | None = None,
     ) -> None:
         """Begin writing a checkpoint; training may go on at once.
@@ -90,7 +101,8 @@ class Store:
         Args:
           params, progress: trees of arrays.
           position, config: JSON-able data.
-          figures: evaluation figures of these parameters, for keeping the best.
+          ema: a tree like `params`, or None.
+          figures: evaluation figures of this checkpoint, for keeping the best.
 
         Raises:
           CheckpointError: this save, or an earlier one still under way, failed.
@@ -98,10 +110,12 @@ class Store:
         if step in self._manager.all_steps():
             return
         figures = dict(figures) if figures and self._best in figures else None
+        average = {} if ema is None else {"ema": ocp.args.StandardSave(ema)}
         with self._explained(f"saving step {step}"):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
+                    **average,
                     params=ocp.args.StandardSave(params),
                     progress=ocp.args.StandardSave(progress),
                     position=ocp.args.JsonSave(position),
@@ -110,23 +124,30 @@ class Store:
                 metrics=figures,
             )
 
-    def restore(self, step: int, *, params: Any, progress: Any) -> tuple[Any, Any, Any]:
-        """Params, progress and position as saved, placed as the given abstract trees say.
+    def restore(self, step: int, *, params: Any, progress: Any, ema: Any = None) -> Restored:
+        """All as saved, placed as the given abstract trees say; no average where none is given.
 
         Raises:
           CheckpointError: the arrays on disk are not those asked for.
         """
+        average = {} if ema is None else {"ema": ocp.args.StandardRestore(ema)}
         with self._explained(f"reading step {step}"):
             require_same_arrays(self.folder / str(step) / "params", params)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
+                    **average,
                     params=ocp.args.StandardRestore(params),
                     progress=ocp.args.StandardRestore(progress),
                     position=ocp.args.JsonRestore(),
                 ),
             )
-        return restored["params"], restored["progress"], restored["position"]
+        return Restored(
+            params=restored["params"],
+            progress=restored["progress"],
+            position=restored["position"],
+            ema=restored["ema"] if average else None,
+        )
 
     def wait(self) -> None:
         """Return when everything is on disk.
@@ -146,6 +167,18 @@ class Store:
 
     def _explained(self, doing: str) -> "_Explained":
         return _Explained(self, doing)
+
+
+class _Manager(ocp.CheckpointManager):
+    """orbax's own, but for one thing."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """No: training asks jax itself, once a step and in their order.
+
+        orbax would ask again while a save ends, with a step long past; the processes could then
+        agree on a step that one of them has behind it.
+        """
+        return False
 
 
 class _Explained:
@@ -170,10 +203,13 @@ class _Explained:
 def load_params(folder: epath.PathLike, abstract: Any) -> Any:
     """Only the parameters of one checkpoint folder, placed as `abstract` says.
 
+    Where the run keeps a moving average of them, that.
+
     Raises:
       CheckpointError: the arrays on disk are not those asked for.
     """
-    folder = epath.Path(folder).absolute() / "params"
+    folder = epath.Path(folder).absolute()
+    folder = folder / ("ema" if (folder / "ema").exists() else "params")
     require_same_arrays(folder, abstract)
     return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(abstract))
 

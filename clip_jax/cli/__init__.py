@@ -12,6 +12,7 @@ COMMANDS = {
     "embed": "embed a folder of images: clip-jax embed photos/ photos.parquet",
     "models": "list architectures and known weights: clip-jax models SigLIP",
     "convert": "rewrite weights: clip-jax convert IN OUT --format huggingface",
+    "plan": "what a run costs on chips not at hand: clip-jax plan CONFIG --topology v5e:16x16",
     "data": "look through a data set: clip-jax data shards/ --sheet sheet.png",
     "pack": "rewrite any data as ArrayRecord files: clip-jax pack shards/ packed/ --size 256",
     "tokenizer": "train a SentencePiece model on a config's captions",

@@ -38,7 +38,9 @@ def settle_simulated_devices() -> None:
 def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
     """Makes `main(argv) -> exit status` of a function: known errors become one message.
 
-    0: done; 1: an error that the message explains; 130: interrupted; 141: nobody reads on.
+    0: done; 1: an error that the message explains; 75: stopped by SIGTERM, all is saved and the
+    same command goes on; 76: another process of the run is gone or did not come, the same
+    command goes on from the last checkpoint; 130: interrupted; 141: nobody reads on.
     """
 
     def main(argv: list[str] | None = None) -> int:
@@ -48,6 +50,8 @@ def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
         settle_simulated_devices()
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         from clip_jax.checkpoint.store import CheckpointError
+        from clip_jax.sharding.line import LOST, AbsentError
+        from clip_jax.sharding.processes import STOPPED, StoppedError
         from clip_jax.train.loop import DivergedError
 
         try:
@@ -61,7 +65,10 @@ def command(work: Callable[[list[str]], None]) -> Callable[..., int]:
             if os.environ.get("CLIP_JAX_TRACEBACK"):
                 raise
             print(f"error: {error}", file=sys.stderr)
-            return 1
+            return LOST if isinstance(error, AbsentError) else 1
+        except StoppedError as stop:
+            print(f"{stop}; the same command goes on", file=sys.stderr)
+            return STOPPED
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

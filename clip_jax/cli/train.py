@@ -15,7 +15,17 @@ from the last checkpoint. `train.py CONFIG --help` lists every field; the common
   --batch N                   pairs per update
   --seed N                    of all random numbers
   --data.root PATH            where the data is
-  --checkpoint.every-steps N  how often to save"""
+  --checkpoint.every-steps N  how often to save
+
+Several processes train one run; SLURM and Cloud TPU slices say themselves which is which
+(docs/launch.md). Elsewhere start each with these, or with the variables beside them:
+  --coordinator HOST:PORT     of process 0, a free port    CLIP_JAX_COORDINATOR
+  --processes N               how many there are           CLIP_JAX_PROCESSES
+  --process I                 which this is, from 0 on     CLIP_JAX_PROCESS
+
+Exit status: 0 done; 1 an error that a restart does not mend; 2 wrong usage; 75 stopped by
+SIGTERM after saving, 76 (or 134) another process is gone or did not come: the same
+command goes on; 130 interrupted."""
 
 
 @command
@@ -27,18 +37,22 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
 
     from clip_jax.config import load_config, override
+    from clip_jax.sharding import processes
 
     path, *overrides = argv
+    flags, overrides = processes.take_flags(overrides)
     config = override(load_config(path), overrides, prog=f"train.py {path}")
-    from clip_jax.train.experiment import train
+    with processes.together(processes.find_place(flags)):
+        from clip_jax.train.experiment import train
 
-    console = Console(file=sys.stdout)
-    try:
-        train(config, console)
-    except KeyboardInterrupt:
-        print("the same command goes on from the last checkpoint", file=sys.stderr)
-        raise
-    _show(config, console)
+        console = Console(file=sys.stdout, quiet=not processes.is_first())
+        try:
+            train(config, console)
+        except KeyboardInterrupt:
+            print("the same command goes on from the last checkpoint", file=sys.stderr)
+            raise
+        if processes.is_first():
+            _show(config, console)
 
 
 def _show(config: Any, console: Any) -> None:

@@ -8,6 +8,7 @@ from clip_jax.data.synthetic import Synthetic
 from clip_jax.data.table import Table
 from clip_jax.data.tar_shards import TarShards
 from clip_jax.data.tfds import Tfds
+from clip_jax.data.windows import Window
 
 __all__ = [
     "ArrayRecords",
@@ -19,6 +20,7 @@ __all__ = [
     "Table",
     "TarShards",
     "Tfds",
+    "Window",
 ]
 
 DatasetConfig = Single | Mixture

@@ -113,18 +113,22 @@ class MixtureSource:
         return bisect.bisect_right(self._ends, index)
 
     def turn(self, position: int) -> tuple[int, int]:
-        """Number of the source at a position, and how many turns it had before.
+        """Number of the source at a position, and how many turns it had before."""
+        both = zip(self.turns(position), self.turns(position + 1), strict=True)
+        return next((part, turn) for part, (turn, after) in enumerate(both) if after > turn)
+
+    def turns(self, position: int) -> tuple[int, ...]:
+        """How many turns each source had before a position.
 
         The first source has had its share of the visits before any position, rounded; the others
         divide what it leaves in the same way.
         """
-        for part, (share, of) in enumerate(self._shares):
+        counts = []
+        for share, of in self._shares:
             # Rounded to the nearest; halves always up, so no place is given to two, or to none.
-            before = (2 * position * share + of) // (2 * of)
-            if (2 * (position + 1) * share + of) // (2 * of) > before:
-                return part, before
-            position -= before
-        raise AssertionError("the last share is 1")
+            counts.append((2 * position * share + of) // (2 * of))
+            position -= counts[-1]
+        return tuple(counts)
 
     def first(self, part: int) -> int:
         """Index of a source's first sample."""

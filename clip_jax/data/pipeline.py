@@ -10,8 +10,10 @@ import numpy as np
 
 from clip_jax.config import require
 from clip_jax.data.mixture import MixtureSource
+from clip_jax.data.order import check_streams
 from clip_jax.data.position import Reached
 from clip_jax.data.sample import BadSampleError, Sample, Source
+from clip_jax.data.slots import Slots
 from clip_jax.data.visits import Skip, Visits, summary
 from clip_jax.preprocess.augment import Augment
 from clip_jax.preprocess.recipe import Recipe
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _WINDOW = 1000
 """Visits in a row of which `Pipeline.bad` may be bad."""
+_BETWEEN = 5
+"""Chunks that lie between a worker's readers and the process that waits for them, or are copied."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ def train_batches(
     augment: Augment,
     tokenizer: Tokenizer,
     pipeline: Pipeline,
+    streams: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> "TrainBatches":
@@ -75,9 +80,11 @@ def train_batches(
     Args:
       batch: of all hosts together.
       recipe: only its size is used: normalising happens on the device.
+      streams: equal groups of rows of each batch, with a part of each epoch for each (see
+        `data.order`): a host reads nothing but the parts of its rows. 1, or a multiple of H.
 
     Raises:
-      ValueError: no samples, or a batch that the hosts cannot share equally.
+      ValueError: no samples, or a batch that hosts or streams cannot share equally.
     """
     if batch < 1 or batch % process_count:
         raise ValueError(f"a batch of {batch} cannot be shared by {process_count} hosts")
@@ -85,9 +92,11 @@ def train_batches(
         raise ValueError(f"there is no host {process_index} among {process_count}")
     if len(source) == 0:
         raise ValueError("the training data has no samples")
+    check_streams(source, batch=batch, streams=streams, hosts=process_count)
     visits = Visits(
         source=source,
         batch=batch,
+        streams=streams,
         seed=seed,
         size=recipe.size,
         augment=augment,
@@ -114,6 +123,7 @@ class TrainBatches(Iterator[dict[str, Any]]):
         """Of a run with other numbers of hosts: visits beyond `_next` that were made then."""
         self._chunks: grain.DatasetIterator[dict[str, Any]] | None = None
         self._chunk: dict[str, Any] | None = None
+        self._slots: Slots | None = None
         source = visits.source
         self._names = source.names if isinstance(source, MixtureSource) else ()
         self._drawn = np.zeros(len(self._names), np.int64)
@@ -125,17 +135,19 @@ class TrainBatches(Iterator[dict[str, Any]]):
     def __next__(self) -> dict[str, Any]:
         if self._closed:
             raise ValueError("these batches were closed")
-        images, tokens, cut, skipped = [], [], 0, []
-        missing = self._visits.rows
+        tokens, cut, skipped = [], 0, []
+        missing, size = self._visits.rows, self._visits.size
+        # Filled chunk by chunk, so that the memory of a chunk serves the next one.
+        images = np.empty((missing, size, size, 3), np.uint8)
         while missing:
             chunk = self._current_chunk()
             end = chunk["first"] + chunk["count"]
             begin = int(np.searchsorted(chunk["visits"], self._next))
             good = slice(begin, begin + missing)
             count = len(chunk["visits"][good])
+            images[len(images) - missing :][:count] = chunk["images"][good]
             missing -= count
             after = end if missing else int(chunk["visits"][good][-1]) + 1
-            images.append(chunk["images"][good])
             tokens.append(chunk["tokens"][good])
             cut += int(chunk["cut"][good].sum())
             if self._names:
@@ -145,7 +157,7 @@ class TrainBatches(Iterator[dict[str, Any]]):
             skipped += faults
             self._next = after
         return {
-            "images": np.concatenate(images),
+            "images": images,
             "tokens": np.concatenate(tokens),
             "skipped": skipped,
             "cut": cut,
@@ -163,6 +175,7 @@ class TrainBatches(Iterator[dict[str, Any]]):
             "visits": [self._next],
             "before": [reached.visits for reached in self._before if reached.end > block],
             "batch": self._visits.batch,
+            "streams": self._visits.streams,
             "samples": len(self._visits.source),
         }
         drawn = dict(zip(self._names, self._drawn.tolist(), strict=True))
@@ -182,7 +195,8 @@ class TrainBatches(Iterator[dict[str, Any]]):
             raise ValueError(f"a data position has {sorted(here)}, not {sorted(state)}")
         if len(state["visits"]) != state["hosts"]:
             raise ValueError(f"a position of {len(state['visits'])} of {state['hosts']} hosts")
-        for name, what in (("samples", "samples"), ("batch", "pairs a batch")):
+        same = (("samples", "samples"), ("batch", "pairs a batch"), ("streams", "streams"))
+        for name, what in same:
             if state[name] != here[name]:
                 raise ValueError(
                     f"the position was saved with {state[name]} {what}, but now there are "
@@ -211,6 +225,7 @@ class TrainBatches(Iterator[dict[str, Any]]):
     def close(self) -> None:
         """End threads and workers; no batch can be asked for after that."""
         self._stop()
+        self._visits.close()
         self._closed = True
 
     def _current_chunk(self) -> dict[str, Any]:
@@ -218,7 +233,11 @@ class TrainBatches(Iterator[dict[str, Any]]):
         while self._chunk is None or self._chunk["first"] + self._chunk["count"] <= self._next:
             if self._chunks is None:
                 self._chunks = self._start(self._next // self._visits.chunk)
-            self._chunk = self._unvisited(next(self._chunks))
+            chunk = next(self._chunks)
+            if self._slots:
+                number, rows = chunk["first"] // chunk["count"], len(chunk["visits"])
+                chunk["images"] = self._slots.take(number, rows)
+            self._chunk = self._unvisited(chunk)
         return self._chunk
 
     def _unvisited(self, chunk: dict[str, Any]) -> dict[str, Any]:
@@ -237,21 +256,32 @@ class TrainBatches(Iterator[dict[str, Any]]):
         import grain
         from absl import flags
 
-        threads, workers = self._pipeline.threads, self._pipeline.workers
+        self._visits.open()
+        visits, threads, workers = self._visits, self._pipeline.threads, self._pipeline.workers
         ahead = -(-self._pipeline.prefetch * self._visits.rows // self._visits.chunk)
         ahead = max(-(-ahead // max(workers, 1)), threads)
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
-        chunks = grain.MapDataset.range(chunk, sys.maxsize).map(self._visits).to_iter_dataset(read)
+        if workers:
+            self._slots = Slots(visits.shape, workers * (ahead + _BETWEEN), chunk)
+            visits = dataclasses.replace(visits, slots=self._slots)
+        chunks = grain.MapDataset.range(chunk, sys.maxsize).map(visits).to_iter_dataset(read)
         if workers:
             if not flags.FLAGS.is_parsed():  # grain asks absl for settings that nobody gives here.
                 flags.FLAGS.mark_as_parsed()
+            # Their pictures lie in the slots; shared memory for what is left would only cost time.
+            options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+            chunks = grain.experimental.WithOptionsIterDataset(chunks, options)
             chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         return iter(chunks)
 
     def _stop(self) -> None:
+        if self._slots:
+            self._slots.release()
         if self._chunks is not None:
             self._chunks.close()
-        self._chunks = self._chunk = None
+        if self._slots:
+            self._slots.close()
+        self._chunks = self._chunk = self._slots = None
 
     def _watch(self, good: int, faults: list[Skip]) -> None:
         """Stop where skipping no longer helps.

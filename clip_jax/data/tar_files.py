@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 _WAITS = (0.5, 1.0, 2.0)
 """Seconds before a network read is tried again; each is lengthened by up to its double."""
@@ -122,8 +122,14 @@ class RemoteFile:
         return answer
 
 
-ShardFile = LocalFile | RemoteFile
-"""Random access for several threads at once."""
+@runtime_checkable
+class ShardFile(Protocol):
+    """Random access for several threads at once; see `LocalFile` and `RemoteFile`."""
+
+    name: str
+    window: int
+
+    def read(self, offset: int, size: int) -> tuple[bytes, Stamp]: ...
 
 
 def open_shard(shard: Shard) -> ShardFile:

@@ -1,5 +1,6 @@
 """Webdataset-style tar shards, read at random: CLIP_benchmark folders, img2dataset, plain tars."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,11 +15,13 @@ import numpy as np
 
 from clip_jax.config import require
 from clip_jax.data.sample import BadSampleError, Fault, Sample, part_and_row, reason_of
+from clip_jax.data.tar_cache import ShardCache
 from clip_jax.data.tar_files import RemoteFile, Shard, ShardFile, Url, open_shard
 from clip_jax.data.tar_index import IMAGES, SUFFIXES, ShardIndex, read_indexes
 from clip_jax.data.tar_paths import find_shards, natural, shard_names
+from clip_jax.data.windows import Window, Windows
 
-__all__ = ["TarShards", "TarSource", "natural"]
+__all__ = ["TarShards", "TarSource", "Window", "natural"]
 
 TXT = ".txt"
 """Stands for the text file among `caption_keys`."""
@@ -52,6 +55,9 @@ class TarShards:
     bad_shards: float = 0.0
     """Share of the shards that may be missing or unreadable when they are opened: these are left
     out with a warning. (A run goes on only with the same samples as before.)"""
+    window: Window | None = None
+    """Train shard by shard, shuffled in windows, where random reads are dear; None: all samples are
+    shuffled together."""
 
     def __post_init__(self) -> None:
         weights = self.caption_keys
@@ -90,7 +96,8 @@ class TarShards:
             if index is not None
         ]
         weights = self.caption_keys or ({} if self.caption_key is None else {self.caption_key: 1.0})
-        source = TarSource(found, weights, strict=self.caption_keys is None)
+        strict = self.caption_keys is None
+        source = TarSource(found, weights, strict=strict, window=self.window)
         if len(source) == 0:
             raise ValueError(
                 f"{_first_and_last(shards)}: no sample in {len(shards)} shards; members must end "
@@ -123,10 +130,19 @@ class TarSource:
     was indexed any more gives no sample: its offsets may point into others.
     """
 
-    def __init__(self, shards: Sequence[_Indexed], weights: Mapping[str, float], *, strict: bool):
+    def __init__(
+        self,
+        shards: Sequence[_Indexed],
+        weights: Mapping[str, float],
+        *,
+        strict: bool,
+        window: Window | None = None,
+        folder: pathlib.Path | None = None,
+    ):
         """Args:
         strict: a `.json` that lacks a key makes its sample bad, and without a `.json` captions
           come from the text file.
+        folder: where another process of this run keeps shards that are near.
         """
         self._shards = tuple(shards)
         self._weights = dict(weights)
@@ -134,13 +150,35 @@ class TarSource:
         self._ends = np.cumsum([len(shard.index) for shard in shards], dtype=np.int64)
         # It drops a file before the last reader is done with it, who keeps it open that long.
         self._local = functools.lru_cache(maxsize=_OPEN_FILES)(open_shard)
+        self._window = window
+        self.windows = Windows(self._ends, window.shards) if window else None
+        states = [(shard.shard, shard.index.stamp) for shard in shards]
+        self._cache = ShardCache(states, window, folder) if window else None
         # These hold no handle, but remember what failed.
-        self._remote = {
-            shard.shard: RemoteFile(shard.shard) for shard in shards if isinstance(shard.shard, Url)
+        self._remote: dict[Url, ShardFile] = {
+            shard: self._cache.file(number, shard, stamp) if self._cache else RemoteFile(shard)
+            for number, (shard, stamp) in enumerate(states)
+            if isinstance(shard, Url)
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(TarSource, strict=self._strict), (self._shards, self._weights)
+        folder = self._cache.folder if self._cache else None
+        options = {"strict": self._strict, "window": self._window, "folder": folder}
+        return functools.partial(TarSource, **options), (self._shards, self._weights)
+
+    def near(self, shards: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        """See `data.windows.Windowed`."""
+        return self._cache.near(shards) if self._cache else contextlib.nullcontext()
+
+    def open(self) -> None:
+        """See `data.windows.Windowed`; it is open from the start."""
+        if self._cache:
+            self._cache.open()
+
+    def close(self) -> None:
+        """Delete what was fetched of its shards; it can still be read."""
+        if self._cache:
+            self._cache.close()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -148,7 +186,7 @@ class TarSource:
     def __getitem__(self, index: int, /) -> Sample:
         number, row = part_and_row(self._ends, index)
         shard = self._shards[number]
-        key = f"{shard.name}/{os.fsdecode(bytes(shard.index.keys[row]))}"
+        key = f"{shard.name}/{os.fsdecode(shard.index.keys.item(row))}"
         where = str(shard.shard)
         try:
             return self._sample(key, where, self._read(shard, row))
@@ -168,20 +206,20 @@ class TarSource:
         """
         sizes, begins = shard.index.sizes[row].tolist(), shard.index.offsets[row].tolist()
         wanted = self._wanted(sizes)
-        offsets = [begins[column] for column in wanted]
-        ends = [begins[column] + sizes[column] for column in wanted]
         if not wanted:
             return {}
         file, found = self._file(shard.shard), {}
-        start, length = min(offsets), max(ends) - min(offsets)
-        total = sum(ends) - sum(offsets)
+        start = min([begins[column] for column in wanted])
+        length = max([begins[column] + sizes[column] for column in wanted]) - start
+        total = sum([sizes[column] for column in wanted])
         data, stamp = file.read(start, length) if length <= total + _GAP else (None, None)
-        for column, offset, end in zip(wanted, offsets, ends, strict=True):
+        for column in wanted:
+            offset, size = begins[column], sizes[column]
             if data is None:
-                piece, stamp = file.read(offset, end - offset)
+                piece, stamp = file.read(offset, size)
             else:
-                piece = data[offset - start : end - start]
-            if len(piece) != end - offset:
+                piece = data[offset - start : offset - start + size]
+            if len(piece) != size:
                 raise Fault(
                     "truncated",
                     f"the shard was cut off while in use (member .{SUFFIXES[column]})",
@@ -193,15 +231,19 @@ class TarSource:
 
     def _wanted(self, sizes: Sequence[int]) -> list[int]:
         """Columns of an index: the first image that is not empty, captions, label."""
-        wanted = next(([column] for column in range(len(IMAGES)) if sizes[column] > 0), [])
+        wanted = [column for column, size in enumerate(sizes[: len(IMAGES)]) if size > 0][:1]
         record = sizes[_JSON] >= 0 and any(key != TXT for key in self._weights)
-        text = sizes[_TXT] >= 0 and (TXT in self._weights or (self._strict and not record))
-        uses = ((_TXT, text), (_JSON, record), (_CLS, sizes[_CLS] >= 0))
-        return wanted + [column for column, use in uses if use]
+        if sizes[_TXT] >= 0 and (TXT in self._weights or (self._strict and not record)):
+            wanted.append(_TXT)
+        if record:
+            wanted.append(_JSON)
+        if sizes[_CLS] >= 0:
+            wanted.append(_CLS)
+        return wanted
 
     def _sample(self, key: str, shard: str, members: Mapping[str, bytes]) -> Sample:
-        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-        if image is None:
+        images = [members[suffix] for suffix in IMAGES if suffix in members]
+        if not images:
             raise Fault("missing image", f"no image ({', '.join(IMAGES)}), or an empty one")
         texts = self._texts(key, members)
         label = members.get("cls")
@@ -211,7 +253,7 @@ class TarSource:
             raise Fault("empty caption", "its captions are empty")
         return Sample(
             key=key,
-            image=image,
+            image=images[0],
             texts=tuple(texts or ()),
             label=None if label is None else _label(label),
             shard=shard,
@@ -238,7 +280,9 @@ class TarSource:
         if not found and "json" not in members:
             return None
         full = {name: kept for name, texts in found.items() if (kept := _stripped(texts))}
-        return full[_draw(key, {n: self._weights.get(n, 1.0) for n in full})] if full else []
+        if len(full) < 2:
+            return next(iter(full.values()), [])
+        return full[_draw(key, {name: self._weights.get(name, 1.0) for name in full})]
 
 
 _TXT, _JSON, _CLS = (SUFFIXES.index(suffix) for suffix in ("txt", "json", "cls"))
@@ -247,15 +291,13 @@ _TXT, _JSON, _CLS = (SUFFIXES.index(suffix) for suffix in ("txt", "json", "cls")
 def _draw(key: str, weights: Mapping[str, float]) -> str:
     """One of the names in proportion to its weight: a function of the key."""
     names = sorted(weights)
-    if len(names) == 1:
-        return names[0]
     upto = np.cumsum([weights[name] for name in names])
     number = int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=6).digest())
     return names[int(np.searchsorted(upto, number / 2**48 * upto[-1], side="right"))]
 
 
 def _stripped(texts: Sequence[str]) -> list[str]:
-    return [text.strip() for text in texts if text.strip()]
+    return [stripped for text in texts if (stripped := text.strip())]
 
 
 def _has(record: Any, key: str) -> bool:

@@ -1,21 +1,26 @@
 """What training sees when: which sample at which place of an epoch, by which caption and view."""
 
+import contextlib
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
+from clip_jax.data import order
 from clip_jax.data.mixture import MixtureSource
-from clip_jax.data.sample import BadSampleError, Source
+from clip_jax.data.sample import BadSampleError, Sample, Source
+from clip_jax.data.slots import Slots
+from clip_jax.data.windows import Windowed, digest
 from clip_jax.preprocess.augment import Augment
 from clip_jax.tokenizers import Tokenizer
 
 _CHUNK = 32
 """Visits that one thread makes in one go: few enough for all threads to share a batch."""
+_READ = 16
+"""Samples that are read before their pictures are decoded. Decoding empties the processor's caches
+of all else, so doing it in turn with the rest makes the rest take twice as long."""
 
 
 class Skip(NamedTuple):
@@ -42,18 +47,32 @@ def summary(skips: Sequence[Skip]) -> str:
     return "; ".join([*parts, "the first: " + "; ".join(dict.fromkeys(s[0] for s in skips[:3]))])
 
 
+class _Read(NamedTuple):
+    """A visit whose picture is still to be decoded."""
+
+    visit: int
+    part: int
+    """Number of the source in a mixture, otherwise 0."""
+    sample: Sample
+    text: str
+    rng: np.random.Generator
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Visits:
     """Chunks of this host's visits, numbered from 0: a pure function of the number."""
 
     source: Source
     batch: int
+    streams: int
     seed: int
     size: int
     augment: Augment
     tokenizer: Tokenizer
     process_index: int
     process_count: int
+    slots: Slots | None = None
+    """Where the pictures of a worker process go, in place of its chunks."""
 
     @property
     def rows(self) -> int:
@@ -61,83 +80,108 @@ class Visits:
         return self.batch // self.process_count
 
     @property
+    def group(self) -> int:
+        """Rows of a stream, in each global batch."""
+        return self.batch // self.streams
+
+    @property
     def chunk(self) -> int:
         return min(_CHUNK, self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the pictures of a chunk, where none is bad."""
+        return self.chunk, self.size, self.size, 3
 
     def __call__(self, number: int) -> dict[str, Any]:
         """Make the visits of one chunk; `faults` has those that failed, the arrays the others."""
         first = number * self.chunk
         visits, parts, texts, faults = [], [], [], []
-        images = np.empty((self.chunk, self.size, self.size, 3), np.uint8)
-        for visit in range(first, first + self.chunk):
-            try:
-                part, image, text = self._visit(visit)
-            except BadSampleError as fault:
-                faults.append((visit, Skip(str(fault), fault.reason, fault.shard)))
-            else:
-                images[len(visits)] = image
-                visits.append(visit)
-                parts.append(part)
-                texts.append(text)
+        images = self.slots.write(number) if self.slots else np.empty(self.shape, np.uint8)
+        with self._near(first):
+            for start in range(first, first + self.chunk, _READ):
+                read = self._read(range(start, min(start + _READ, first + self.chunk)), faults)
+                for visit, part, sample, text, rng in read:
+                    try:
+                        self.augment(sample.image, self.size, rng, images[len(visits)])
+                    except ValueError as fault:
+                        why = f"sample {sample.key!r}: {fault}"
+                        faults.append((visit, Skip(why, "bad image", sample.shard)))
+                    else:
+                        visits.append(visit)
+                        parts.append(part)
+                        texts.append(text)
         tokens, cut = self.tokenizer.tokenize(texts)
         return {
             "first": first,
             "count": self.chunk,
             "visits": np.array(visits, np.int64),
             "parts": np.array(parts, np.int64),
-            "images": images[: len(visits)],
+            "images": None if self.slots else images[: len(visits)],
             "tokens": tokens,
             "cut": cut,
-            "faults": faults,
+            "faults": sorted(faults),
         }
 
-    def _visit(self, visit: int) -> tuple[int, UInt8[np.ndarray, "size size 3"], str]:
-        """One training pair, after the number of its source in a mixture (otherwise 0).
+    def open(self) -> None:
+        """Sources may keep what they need soon, also after `close`."""
+        for source in self._windowed():
+            source.open()
 
-        Raises:
-          BadSampleError: the source says so; the picture cannot be decoded; there is no caption.
+    def close(self) -> None:
+        """Delete what sources keep."""
+        for source in self._windowed():
+            source.close()
+
+    def _windowed(self) -> list[Windowed]:
+        whole = self.source
+        sources = whole.sources if isinstance(whole, MixtureSource) else (whole,)
+        return [source for source in sources if isinstance(source, Windowed)]
+
+    def _near(self, first: int) -> contextlib.ExitStack:
+        """While it is open, the shards that these global batches and the next ones need are near.
+
+        Every chunk of a batch names those of the whole batch: together they are one thing.
+        """
+        begin = first // self.rows
+        end = -(-(first + self.chunk) // self.rows)
+        places = range(begin * self.group, end * self.group)
+        begin_row = self.process_index * self.rows
+        own = range(begin_row // self.group, (begin_row + self.rows - 1) // self.group + 1)
+        streams = [
+            order.near(self.source, self.seed, places, stream, self.streams) for stream in own
+        ]
+        opened = contextlib.ExitStack()
+        for parts in zip(*streams, strict=True):
+            now = [shard for part in parts for shard in part.now]
+            then = [shard for part in parts for shard in part.then]
+            opened.enter_context(parts[0].source.near(now + then))
+        return opened
+
+    def _read(self, visits: range, faults: list[tuple[int, Skip]]) -> list[_Read]:
+        """Of good samples; the others are added to the faults."""
+        read = []
+        for visit in visits:
+            try:
+                read.append(self._read_one(visit))
+            except BadSampleError as fault:
+                faults.append((visit, Skip(str(fault), fault.reason, fault.shard)))
+        return read
+
+    def _read_one(self, visit: int) -> _Read:
+        """Raises:
+        BadSampleError: the source says so; there is no caption.
         """
         block, row = divmod(visit, self.rows)
-        position = block * self.batch + self.process_index * self.rows + row
-        epoch, index = locate(self.source, self.seed, position)
+        stream, row = divmod(self.process_index * self.rows + row, self.group)
+        place = block * self.group + row
+        epoch, index = order.locate(self.source, self.seed, place, stream, self.streams)
         sample = self.source[index]
         texts = [text for text in sample.texts if text.strip()]
         if not texts:
             why = f"sample {sample.key!r}: it has no caption"
             raise BadSampleError(why, reason="missing caption", shard=sample.shard)
-        rng = np.random.default_rng(_hash("visit", self.seed, epoch, sample.key))
+        rng = np.random.default_rng(digest("visit", self.seed, epoch, sample.key))
         text = texts[rng.integers(len(texts))]
         part = self.source.part(index) if isinstance(self.source, MixtureSource) else 0
-        try:
-            return part, self.augment(sample.image, self.size, rng), text
-        except ValueError as fault:
-            why = f"sample {sample.key!r}: {fault}"
-            raise BadSampleError(why, reason="bad image", shard=sample.shard) from fault
-
-
-def locate(source: Source, seed: int, position: int) -> tuple[int, int]:
-    """Epoch and index of the sample at a position, counted from 0 over all epochs.
-
-    In an epoch every sample has one position. The epochs of a mixture are those of its sources;
-    each has a seed of its own, so that sources of one size do not go in one order.
-    """
-    if isinstance(source, MixtureSource):
-        part, turn = source.turn(position)
-        own = _hash("source", seed, source.names[part])
-        epoch, index = locate(source.sources[part], own, turn)
-        return epoch, source.first(part) + index
-    epoch, place = divmod(position, len(source))
-    return epoch, _shuffled(seed, epoch, place, len(source))
-
-
-def _shuffled(seed: int, epoch: int, place: int, samples: int) -> int:
-    """Index of the sample at a place of an epoch's order; a permutation of 0 ... samples - 1."""
-    from grain.experimental import index_shuffle
-
-    order = _hash("order", seed, epoch) % 2**32
-    return index_shuffle(place, max_index=samples - 1, seed=order, rounds=4)
-
-
-def _hash(*parts: Any) -> int:
-    """64 bits that depend on the parts alone, in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
+        return _Read(visit, part, sample, text, rng)

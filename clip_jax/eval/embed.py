@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.data.sample import BadSampleError, Dataset, Sample, Source
+from clip_jax.sharding.processes import gather_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class Embedder:
     """One picture, encoded or decoded -> uint8 (S, S, 3), or a tuple of arrays of fixed shapes;
     it is called from several threads."""
     batch: int
+    rows: tuple[int, ...] | None = None
+    """Rows of each batch that this process fills, where several embed together; all if None.
+    The functions then take these rows, and give those of all processes to each."""
     threads: int = 8
     """Pictures that are read and prepared at the same time."""
     progress: Callable[[str, int, int | None], None] | None = None
@@ -94,39 +98,34 @@ class Embedder:
           source: read in order, from `threads` threads.
           check: says why a sample is of no use here, or None.
         """
-        kept: list[tuple[int, Sample]] = []
-        skipped: list[str] = []
+        kept: dict[int, Sample] = {}
+        skipped: dict[int, str] = {}
 
-        def load(index: int) -> tuple[int, Sample, Any] | str:
+        def load(index: int) -> Any:
+            """A picture ready for the tower; None where there is none of use."""
+            if index >= len(source):
+                return None
             try:
-                sample = source[index]
+                sample, pixels = self._load(source, index, check)
             except BadSampleError as fault:
-                return str(fault)
-            if wrong := check(sample):
-                return f"sample {sample.key!r}: {wrong}"
-            try:
-                pixels = self.prepare(sample.image)
-            except (BadSampleError, ValueError, OSError) as fault:
-                return f"sample {sample.key!r}: {fault}"
+                skipped[index] = str(fault)
+                return None
             # Encoded pictures of a whole split need not stay in memory: only words are kept.
-            return index, dataclasses.replace(sample, image=b""), pixels
+            kept[index] = dataclasses.replace(sample, image=b"")
+            return pixels
 
-        def usable() -> Iterator[Any]:
-            for loaded in self._ahead(load, range(len(source))):
-                if isinstance(loaded, str):
-                    skipped.append(loaded)
-                else:
-                    kept.append(loaded[:2])
-                    yield loaded[2]
-
-        images = self._embed_images(usable(), len(source))
+        rows = self._embed_rows(load, len(source))
+        if self.rows is not None:
+            kept, skipped = _of_all(kept, skipped)
+        indices = sorted(kept)
+        samples = [kept[index] for index in indices]
         return Embedded(
-            images=images,
-            indices=tuple(index for index, _ in kept),
-            keys=tuple(sample.key for _, sample in kept),
-            texts=tuple(sample.texts for _, sample in kept),
-            labels=tuple(sample.label for _, sample in kept),
-            skipped=tuple(skipped),
+            images=unit(rows[indices], "images"),
+            indices=tuple(indices),
+            keys=tuple(sample.key for sample in samples),
+            texts=tuple(sample.texts for sample in samples),
+            labels=tuple(sample.label for sample in samples),
+            skipped=tuple(skipped[index] for index in sorted(skipped)),
         )
 
     def split(
@@ -145,6 +144,18 @@ class Embedder:
             self.warn(f"split {split!r}: {_brief(found.skipped)}")
         return found
 
+    def _load(
+        self, source: Source, index: int, check: Callable[[Sample], str | None]
+    ) -> tuple[Sample, Any]:
+        """A sample and its prepared picture; raises BadSampleError if it is of no use."""
+        sample = source[index]
+        if wrong := check(sample):
+            raise BadSampleError(f"sample {sample.key!r}: {wrong}")
+        try:
+            return sample, self.prepare(sample.image)
+        except (BadSampleError, ValueError, OSError) as fault:
+            raise BadSampleError(f"sample {sample.key!r}: {fault}") from fault
+
     def _ahead(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """`map`, in order, from several threads, a bounded number of items ahead."""
         waiting = deque()
@@ -160,13 +171,36 @@ class Embedder:
                 for future in waiting:
                     future.cancel()
 
-    def _embed_images(self, rows: Iterator[Any], total: int | None) -> np.ndarray:
-        first = next(rows, None)
-        if first is None:  # The width D is known only from an answer.
-            black = self.prepare(np.zeros((64, 64, 3), np.uint8))
-            return self._call(self.image_fn, _stack([black]))[:0]
-        blocks = map(_stack, _blocks(itertools.chain([first], rows), self.batch))
+    def _embed_images(self, items: Iterator[Any], total: int | None) -> np.ndarray:
+        first = next(items, None)
+        if first is None:
+            return self._no_images()
+        blocks = map(_stack, _blocks(itertools.chain([first], items), self.batch))
         return self._run(self.image_fn, blocks, "images", total)
+
+    def _embed_rows(self, load: Callable[[int], Any], count: int) -> np.ndarray:
+        """Row i is the embedding of picture i, whichever process loads it, or anything."""
+        if count == 0:
+            return self._no_images()
+        mine = range(self.batch) if self.rows is None else self.rows
+        firsts = range(0, count, self.batch)
+        loaded = self._ahead(load, (first + row for first in firsts for row in mine))
+        fill, parts = None, []
+        for first, block in zip(firsts, _blocks(loaded, len(mine)), strict=True):
+            fill = next((pixels for pixels in block if pixels is not None), fill)
+            if fill is None:
+                fill = self._black()
+            parts.append(_floats(self.image_fn(_stack([fill if b is None else b for b in block]))))
+            if self.progress is not None:
+                self.progress("images", min(first + self.batch, count), count)
+        return np.concatenate(parts)[:count]
+
+    def _no_images(self) -> np.ndarray:
+        """No rows; their width D is known only from an answer."""
+        return self._call(self.image_fn, _stack([self._black()]))[:0]
+
+    def _black(self) -> Any:
+        return self.prepare(np.zeros((64, 64, 3), np.uint8))
 
     def _run(
         self, function: Callable, blocks: Iterator[Any], what: str, total: int | None
@@ -180,14 +214,34 @@ class Embedder:
         return unit(np.concatenate(parts), what)
 
     def _call(self, function: Callable, block: Any) -> np.ndarray:
-        rows = len(jax.tree.leaves(block)[0])
+        count = len(jax.tree.leaves(block)[0])
 
         def filled(array: np.ndarray) -> np.ndarray:
             # With copies of the last row, not zeros: valid input makes no NaN.
-            fill = [(0, self.batch - rows)] + [(0, 0)] * (array.ndim - 1)
-            return np.pad(array, fill, mode="edge")
+            fill = [(0, self.batch - count)] + [(0, 0)] * (array.ndim - 1)
+            array = np.pad(array, fill, mode="edge")
+            return array if self.rows is None else array[list(self.rows)]
 
-        return np.asarray(function(jax.tree.map(filled, block))).astype(np.float32)[:rows]
+        return _floats(function(jax.tree.map(filled, block)))[:count]
+
+
+def _floats(rows: Any) -> np.ndarray:
+    return np.asarray(rows).astype(np.float32)
+
+
+def _of_all(
+    kept: dict[int, Sample], skipped: dict[int, str]
+) -> tuple[dict[int, Sample], dict[int, str]]:
+    """What all processes together kept (but for the pictures) and skipped, by index."""
+    words = {index: (sample.key, sample.texts, sample.label) for index, sample in kept.items()}
+    everyone = gather_json([words, skipped])
+    samples = {
+        int(index): Sample(key=key, image=b"", texts=tuple(texts), label=label)
+        for theirs, _ in everyone
+        for index, (key, texts, label) in theirs.items()
+    }
+    faults = {int(index): why for _, theirs in everyone for index, why in theirs.items()}
+    return samples, faults
 
 
 def unit(rows: Float[np.ndarray, "n D"], what: str) -> Float[np.ndarray, "n D"]:

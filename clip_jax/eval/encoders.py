@@ -22,6 +22,8 @@ class Encoders:
     recipe: RecipeConfig
     place: Callable[[Any], Any] = jax.device_put
     """Puts a host batch (an array, or a tuple of arrays) where the parameters expect it."""
+    answer: jax.sharding.Sharding | None = None
+    """Of the embeddings: whole on every process, where several embed together."""
 
     @functools.cached_property
     def _image(self) -> Callable[[Any, Any], jax.Array]:
@@ -31,14 +33,14 @@ class Encoders:
                 images = Patches(*images)
             return self.model.apply({"params": params}, images, method="encode_image")
 
-        return jax.jit(encode)
+        return jax.jit(encode, out_shardings=self.answer)
 
     @functools.cached_property
     def _text(self) -> Callable[[Any, Any], jax.Array]:
         def encode(params: Any, tokens: Any) -> jax.Array:
             return self.model.apply({"params": params}, tokens, method="encode_text")
 
-        return jax.jit(encode)
+        return jax.jit(encode, out_shardings=self.answer)
 
     def bind(
         self, params: Any, tokenizer: Callable[[list[str]], np.ndarray], batch: int, **options: Any

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.models.resnet import ResNet, ResNetConfig
 from clip_jax.models.text import PackedTokens, TextConfig, TextTower
+from clip_jax.models.transformer import Fetch
 from clip_jax.models.vit import Patches, ViT, ViTConfig
 
 
@@ -74,6 +75,9 @@ class CLIP(nn.Module):
     """
 
     cfg: ClipConfig
+    image_fetch: Fetch | None = None
+    """Of the image tower's layers, if each device holds a share of their parameters."""
+    text_fetch: Fetch | None = None
 
     def setup(self) -> None:
         """Name the towers and the scalars."""
@@ -81,8 +85,8 @@ class CLIP(nn.Module):
         if isinstance(cfg.image, ResNetConfig):
             self.image: Any = ResNet(cfg.image, cfg.embed_dim, dtype)
         else:
-            self.image = ViT(cfg.image, cfg.embed_dim, dtype)
-        self.text = TextTower(cfg.text, cfg.embed_dim, dtype)
+            self.image = ViT(cfg.image, cfg.embed_dim, dtype, self.image_fetch)
+        self.text = TextTower(cfg.text, cfg.embed_dim, dtype, self.text_fetch)
         scale_init = nn.initializers.constant(-math.log(cfg.temperature))
         self.logit_scale = self.param("logit_scale", scale_init, (), jnp.float32)
         if cfg.bias is not None:
@@ -90,31 +94,47 @@ class CLIP(nn.Module):
             self.logit_bias = self.param("logit_bias", bias_init, (), jnp.float32)
 
     def encode_image(
-        self, images: Float[Array, "B height width 3"] | Patches
+        self,
+        images: Float[Array, "B height width 3"] | Patches,
+        rows: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B D"]:
-        """Unit-norm float32 embeddings of normalised images.
+        """Unit-norm float32 embeddings of normalised images; `rows` as in `__call__`.
 
         Raises:
           ValueError: not what the tower takes: `Patches` for positions "naflex", else images of
             its size.
         """
-        if isinstance(self.cfg.image, ResNetConfig) and isinstance(images, Patches):
+        if not isinstance(self.cfg.image, ResNetConfig):
+            return unit_norm(self.image(images, rows))
+        if isinstance(images, Patches):
             raise ValueError("a ResNet tower takes images, not Patches")
         return unit_norm(self.image(images))
 
-    def encode_text(self, tokens: Int[Array, "B L"] | PackedTokens) -> Float[Array, "B D"]:
-        """Unit-norm float32 embeddings of token ids."""
-        return unit_norm(self.text(tokens))
+    def encode_text(
+        self, tokens: Int[Array, "B L"] | PackedTokens, rows: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B D"]:
+        """Unit-norm float32 embeddings of token ids; `rows` as in `__call__`."""
+        return unit_norm(self.text(tokens, rows))
 
     def __call__(
         self,
         images: Float[Array, "B height width 3"] | Patches,
         tokens: Int[Array, "B L"] | PackedTokens,
+        rows: Int[Array, "B"] | None = None,
     ) -> Output:
-        """Embeddings of matching images and texts, with the scale and bias of their logits."""
+        """Embeddings of matching images and texts, with the scale and bias of their logits.
+
+        Args:
+          images, tokens: row i of one describes row i of the other.
+          rows: number of each pair in the global batch; None: 0, 1, ... Whatever training draws
+            at random (with `rngs={"dropout": key}`, else nothing is) is a function of the key and
+            of this number, so that it depends neither on how a batch is divided nor on how its
+            captions are packed.
+        """
         bias = None if self.cfg.bias is None else self.logit_bias
         scale = jnp.exp(self.logit_scale)
-        return Output(self.encode_image(images), self.encode_text(tokens), scale, bias)
+        image, text = self.encode_image(images, rows), self.encode_text(tokens, rows)
+        return Output(image, text, scale, bias)
 
 
 def activation_dtype(choice: str) -> str:

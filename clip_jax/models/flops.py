@@ -34,13 +34,16 @@ class _Cost(NamedTuple):
     weights: int
 
 
-def flops(cfg: ClipConfig) -> Flops:
+def flops(cfg: ClipConfig, *, train: bool = False) -> Flops:
     """Two operations a multiply-add, counted for matrix products and convolutions alone.
 
     Both products of attention count in full, also where a mask hides half of them. A NaFlex tower
     is counted with as many patches as its table of positions has.
+
+    Args:
+      train: of the tokens that training sees: `patch_dropout` and `train_length` leave some out.
     """
-    image, text = _image(cfg), _text(cfg.text, cfg.embed_dim)
+    image, text = _image(cfg, train), _text(cfg.text, cfg.embed_dim, train)
     return Flops(2.0 * image.multiplies, 2.0 * text.multiplies)
 
 
@@ -50,10 +53,10 @@ def parameters(cfg: ClipConfig) -> Parameters:
     return Parameters(image, text, image + text + 1 + (cfg.bias is not None))
 
 
-def _image(cfg: ClipConfig) -> _Cost:
+def _image(cfg: ClipConfig, train: bool = False) -> _Cost:
     if isinstance(cfg.image, ResNetConfig):
         return _resnet(cfg.image, cfg.embed_dim)
-    return _vit(cfg.image, cfg.embed_dim)
+    return _vit(cfg.image, cfg.embed_dim, train)
 
 
 def _total(*parts: _Cost) -> _Cost:
@@ -96,8 +99,8 @@ def _stack(tokens: int, cfg: StackConfig) -> _Cost:
     return _total(*[block] * cfg.layers, norm)
 
 
-def _vit(cfg: ViTConfig, embed_dim: int) -> _Cost:
-    width, patches = cfg.stack.width, cfg.grid**2
+def _vit(cfg: ViTConfig, embed_dim: int, train: bool) -> _Cost:
+    width, patches = cfg.stack.width, cfg.kept_patches if train else cfg.grid**2
     tokens = patches + cfg.has_class_token
     parts = [
         _dense(patches, 3 * cfg.patch_size**2, width, cfg.patch_bias),
@@ -106,7 +109,7 @@ def _vit(cfg: ViTConfig, embed_dim: int) -> _Cost:
     if cfg.has_class_token:
         parts.append(_table(width))
     if cfg.positions != "sincos":
-        parts.append(_table(tokens * width))
+        parts.append(_table((cfg.grid**2 + cfg.has_class_token) * width))
     if cfg.pre_norm:
         parts.append(_table(2 * width))
     if cfg.pool == "map":
@@ -117,9 +120,10 @@ def _vit(cfg: ViTConfig, embed_dim: int) -> _Cost:
     return _total(*parts)
 
 
-def _text(cfg: TextConfig, embed_dim: int) -> _Cost:
+def _text(cfg: TextConfig, embed_dim: int, train: bool = False) -> _Cost:
     width, length = cfg.stack.width, cfg.context_length
-    parts = [_table((cfg.vocab_size + length) * width), _stack(length, cfg.stack)]
+    tokens = cfg.train_length if train and cfg.train_length else length
+    parts = [_table((cfg.vocab_size + length) * width), _stack(tokens, cfg.stack)]
     if cfg.project:
         parts.append(_dense(1, width, embed_dim, cfg.head_bias))
     return _total(*parts)

@@ -24,8 +24,10 @@ class LearnedPositions(nn.Module):
         """`positions` says where each token stands; None: in order, from the first on."""
         init = nn.initializers.normal(self.std)
         table = self.param("embedding", init, (self.length, x.shape[-1]), jnp.float32)
-        table = table.astype(x.dtype)
-        return x + (table[None] if positions is None else table[positions])
+        if positions is None:
+            return x + table.astype(x.dtype)[None]
+        # Rows are chosen before they are rounded: their gradients add up in float32.
+        return x + table[positions].astype(x.dtype)
 
 
 def sincos_2d(

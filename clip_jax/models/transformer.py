@@ -1,15 +1,19 @@
 """The pre-norm transformer that both towers share, with its blocks stacked on one axis."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.models.attention import Attention, Dense, take_tokens
+from clip_jax.models.draws import Draws, dropout
+from clip_jax.models.remat import Kept, policy
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
@@ -47,9 +51,12 @@ class StackConfig:
     unroll: int = 1
     """Blocks compiled side by side, longer to compile. With as many as there are layers, the
     last block computes only the token that is pooled: less work by 1 / (1.2 * layers). The
-    result is the same but for rounding and which channels dropout hits."""
-    remat: Literal["nothing_saved", "dots_saved"] | None = None
-    """What the backward pass recomputes: all but block inputs, all but matrix products, or none."""
+    result is the same but for rounding."""
+    remat: Kept | None = None
+    """What of each block is kept for its backward pass, beside its input; the rest is computed
+    again. See `models.remat`; None keeps all."""
+    offload: bool = False
+    """Whether that, input included, waits in the host's memory meanwhile; needs `remat`."""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
@@ -58,12 +65,8 @@ class StackConfig:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.layers < 1 or self.unroll < 1:
             raise ValueError(f"layers ({self.layers}) and unroll ({self.unroll}) start at 1")
-
-
-REMAT = {
-    "nothing_saved": jax.checkpoint_policies.nothing_saveable,
-    "dots_saved": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+        if self.offload and self.remat is None:
+            raise ValueError("offload moves what remat keeps: choose a remat, such as 'products'")
 
 
 def layer_norm(eps: float, dtype: str, name: str) -> nn.LayerNorm:
@@ -84,7 +87,9 @@ class Mlp(nn.Module):
         features = x.shape[-1]
         up_init = nn.initializers.normal((2 * features) ** -0.5)
         down_init = nn.initializers.normal(self.out_std)
-        x = Dense(self.width, self.dtype, kernel_init=up_init, name="up")(x)
+        x = checkpoint_name(
+            Dense(self.width, self.dtype, kernel_init=up_init, name="up")(x), "hidden"
+        )
         x = ACTIVATIONS[self.activation](x)
         return Dense(features, self.dtype, kernel_init=down_init, name="down")(x)
 
@@ -101,21 +106,28 @@ class Block(nn.Module):
         x: Float[Array, "B L W"],
         mask: Bool[Array, "#B 1 L L"] | None = None,
         ends: Int[Array, "G b"] | None = None,
+        draws: Draws | None = None,
     ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
         """All tokens, or only those that `ends` chooses.
 
-        `mask` is True where a query may look at a key; None lets all see all.
+        `mask` is True where a query may look at a key; None lets all see all. `draws` are those
+        of all tokens, for dropout; None: there is none.
         """
-        cfg = self.cfg
+        cfg, x = self.cfg, checkpoint_name(x, "input")
         # OpenAI's scale: the residual stream keeps its variance whatever the depth.
         out_std = cfg.width**-0.5 * (2 * cfg.layers) ** -0.5
         norm = partial(layer_norm, cfg.norm_eps, self.dtype)
-        drop = nn.Dropout(cfg.dropout, deterministic=not self.has_rng("dropout"))
         attend = Attention(cfg.heads, self.dtype, out_std, name="attend")
         mlp = Mlp(cfg.mlp_width or 4 * cfg.width, cfg.activation, self.dtype, out_std, name="mlp")
+        if draws is not None and ends is not None:
+            draws = draws.take(ends)
+
+        def drop(branch: Array, site: int) -> Array:
+            return branch if draws is None else dropout(branch, cfg.dropout, draws.fold(site))
+
         mixed = self._scaled("scale_attend", attend(norm(name="norm_attend")(x), mask, ends))
-        x = (x if ends is None else take_tokens(x, ends)) + drop(mixed)
-        return x + drop(self._scaled("scale_mlp", mlp(norm(name="norm_mlp")(x))))
+        x = (x if ends is None else take_tokens(x, ends)) + drop(mixed, 0)
+        return x + drop(self._scaled("scale_mlp", mlp(norm(name="norm_mlp")(x))), 1)
 
     def _scaled(self, name: str, branch: Float[Array, "... W"]) -> Float[Array, "... W"]:
         """LayerScale (Touvron et al. 2021, arXiv:2103.17239, section 2.2), if configured."""
@@ -126,15 +138,27 @@ class Block(nn.Module):
         return branch * scale.astype(branch.dtype).reshape((1,) * (branch.ndim - 1) + (-1,))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """How parameters of which each device holds a share become whole."""
+
+    layer: Callable[[Any], Any]
+    """From the shares of one layer."""
+    again: bool = True
+    """Called again in the backward pass under `remat`; else what it made is kept."""
+
+
 class Stack(nn.Module):
     """`layers` blocks whose parameters share arrays with a leading axis of that length.
 
     Returns the tokens that `ends` chooses (see `take_tokens`), or all. Dropout is on exactly
-    when the caller hands in `rngs={"dropout": key}`.
+    when the caller hands in `draws`, which are of all tokens.
     """
 
     cfg: StackConfig
     dtype: str = "float32"
+    fetch: Fetch | None = None
+    """Where a layer is used; None: its parameters are whole."""
 
     @nn.compact
     def __call__(
@@ -142,38 +166,51 @@ class Stack(nn.Module):
         x: Float[Array, "B L W"],
         mask: Bool[Array, "#B 1 L L"] | None = None,
         ends: Int[Array, "G b"] | None = None,
+        draws: Draws | None = None,
     ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
+        draws = draws if self.cfg.dropout else None
         if self.cfg.unroll >= self.cfg.layers and not self.is_initializing():
-            return self._unrolled(x, mask, ends)
+            return self._unrolled(x, mask, ends, draws)
         block = Block
+        fetch = None if self.is_initializing() else self.fetch
+        if fetch is not None and fetch.again:
+            block = nn.map_variables(block, "params", self._fetched)
         if self.cfg.remat is not None:
-            block = nn.remat(block, prevent_cse=False, policy=REMAT[self.cfg.remat])
+            keep = policy(self.cfg.remat, self.cfg.offload)
+            block = nn.remat(block, prevent_cse=False, policy=keep)
+        if fetch is not None and not fetch.again:
+            block = nn.map_variables(block, "params", self._fetched)
         scan = nn.scan(
-            lambda module, x, _: (module(x, mask), None),
+            lambda module, x, layer: (module(x, mask, None, draws and draws.fold(layer)), None),
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
+            split_rngs={"params": True},
             length=self.cfg.layers,
             unroll=self.cfg.unroll,
         )
-        x = scan(block(self.cfg, self.dtype, name="blocks"), x, None)[0]
+        numbers = None if draws is None else jnp.arange(self.cfg.layers)
+        x = scan(block(self.cfg, self.dtype, name="blocks"), x, numbers)[0]
         return x if ends is None else take_tokens(x, ends)
 
+    def _fetched(self, variables: Any) -> Any:
+        params = variables["params"]
+        return {"params": params if self.fetch is None else self.fetch.layer(params)}
+
     def _unrolled(
-        self, x: Array, mask: Array | None, ends: Array | None
+        self, x: Array, mask: Array | None, ends: Array | None, draws: Draws | None
     ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
         """The same with a block of code for each layer: the last one computes only `ends`."""
+        fetched = self.fetch is not None and not self.fetch.again
 
-        def run(params: Any, x: Array, key: Any, ends: Array | None) -> Any:
-            rngs = {} if key is None else {"dropout": key}
-            return Block(self.cfg, self.dtype).apply({"params": params}, x, mask, ends, rngs=rngs)
+        def run(params: Any, x: Array, draws: Draws | None, ends: Array | None) -> Any:
+            params = {"params": params} if fetched else self._fetched({"params": params})
+            return Block(self.cfg, self.dtype).apply(params, x, mask, ends, draws)
 
         if self.cfg.remat is not None:
-            run = jax.checkpoint(run, policy=REMAT[self.cfg.remat])
+            run = jax.checkpoint(run, policy=policy(self.cfg.remat, self.cfg.offload))
         stacked = jax.tree.map(jnp.unstack, self.variables["params"]["blocks"])
-        keys: Any = [None] * self.cfg.layers
-        if self.cfg.dropout and self.has_rng("dropout"):
-            keys = jax.random.split(self.make_rng("dropout"), self.cfg.layers)
-        for layer, key in enumerate(keys):
+        for layer in range(self.cfg.layers):
             params = jax.tree.map(lambda u: u[layer], stacked, is_leaf=lambda u: type(u) is tuple)  # noqa: B023
-            x = run(params, x, key, ends if layer == self.cfg.layers - 1 else None)
+            params = self._fetched({"params": params})["params"] if fetched else params
+            chosen = ends if layer == self.cfg.layers - 1 else None
+            x = run(params, x, draws and draws.fold(layer), chosen)
         return x

@@ -1,6 +1,7 @@
 """The vision transformer: an image as a sequence of square patches."""
 
 import dataclasses
+from functools import partial
 from typing import Literal, NamedTuple
 
 import einops
@@ -10,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clip_jax.models.attention import Dense
+from clip_jax.models.draws import Draws, key_words, row_words
 from clip_jax.models.pooling import MapPool
 from clip_jax.models.posemb import LearnedPositions, NaflexPositions, sincos_2d
-from clip_jax.models.transformer import Stack, StackConfig, layer_norm
+from clip_jax.models.transformer import Fetch, Stack, StackConfig, layer_norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,9 @@ class ViTConfig:
     patch_bias: bool = False
     project: bool = True
     """A last matrix to the embedding size; without it the width must equal that size."""
+    patch_dropout: float = 0.0
+    """Share of the patches of each image, chosen at random, that training leaves out; the class
+    token stays. Li et al. 2022, arXiv:2212.00794 (FLIP), section 3."""
 
     def __post_init__(self) -> None:
         whole = self.patch_size > 0 and self.image_size % self.patch_size == 0
@@ -55,11 +60,24 @@ class ViTConfig:
             raise ValueError("positions 'naflex' needs pool 'map': others would count the padding")
         if self.has_class_token and self.pool == "map":
             raise ValueError("pool 'map' takes no class token")
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout must lie in [0, 1), got {self.patch_dropout}")
+        if self.patch_dropout and self.positions == "naflex":
+            raise ValueError("patch_dropout is not for positions 'naflex': images are padded there")
+        if not self.kept_patches:
+            raise ValueError(
+                f"patch_dropout {self.patch_dropout} leaves none of {self.grid}^2 patches"
+            )
 
     @property
     def grid(self) -> int:
         """Patches along each side."""
         return self.image_size // self.patch_size
+
+    @property
+    def kept_patches(self) -> int:
+        """Patches of an image that are computed in training."""
+        return round((1 - self.patch_dropout) * self.grid**2)
 
     @property
     def has_class_token(self) -> bool:
@@ -104,10 +122,18 @@ class ViT(nn.Module):
     cfg: ViTConfig
     embed_dim: int
     dtype: str = "float32"
+    fetch: Fetch | None = None
+    """Of the stack's layers."""
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B height width 3"] | Patches) -> Float[Array, "B D"]:
+    def __call__(
+        self,
+        images: Float[Array, "B height width 3"] | Patches,
+        rows: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B D"]:
         """`images` are normalised by the mean and standard deviation of the recipe.
+
+        `rows` are as in `CLIP.__call__`.
 
         Raises:
           ValueError: images, or patches, are not of the configured size; or they are `Patches`
@@ -117,10 +143,12 @@ class ViT(nn.Module):
         if isinstance(images, Patches) != (cfg.positions == "naflex"):
             wanted = "Patches" if cfg.positions == "naflex" else "images"
             raise ValueError(f"a tower with positions {cfg.positions!r} takes {wanted}")
-        x, mask = self._embedded(images)
+        if rows is None:
+            rows = jnp.arange(len(images.grid if isinstance(images, Patches) else images))
+        x, mask = self._embedded(images, rows)
         if cfg.pre_norm:
             x = layer_norm(cfg.stack.norm_eps, self.dtype, "norm_pre")(x)
-        pooled = self._pooled(x, mask)
+        pooled = self._pooled(x, mask, rows)
         if not cfg.project:
             return pooled
         init = nn.initializers.normal(width**-0.5)
@@ -128,9 +156,9 @@ class ViT(nn.Module):
         return head(pooled)
 
     def _embedded(
-        self, images: Float[Array, "B height width 3"] | Patches
+        self, images: Float[Array, "B height width 3"] | Patches, rows: Int[Array, "B"]
     ) -> tuple[Float[Array, "B L W"], Bool[Array, "B 1 1 L"] | None]:
-        """All tokens with their positions; for `Patches` also which are no padding."""
+        """Tokens with their positions; for `Patches` also which are no padding."""
         cfg, width = self.cfg, self.cfg.stack.width
         embed = Dense(
             width, self.dtype, use_bias=cfg.patch_bias, kernel_init=patch_init, name="patch"
@@ -139,7 +167,12 @@ class ViT(nn.Module):
             if images.shape[1:3] != (cfg.image_size, cfg.image_size):
                 found = images.shape[1:3]
                 raise ValueError(f"images are {found}, the tower takes {cfg.image_size}")
-            return self._with_positions(embed(patches(images, cfg.patch_size))), None
+            cut, kept = patches(images, cfg.patch_size), None
+            if cfg.patch_dropout and self.has_rng("dropout"):
+                words = row_words(self.make_rng("dropout"), rows, cut.shape[1])
+                kept = jnp.argsort(words, axis=1)[:, : cfg.kept_patches]
+                cut = jnp.take_along_axis(cut, kept[:, :, None], axis=1)
+            return self._with_positions(embed(cut), kept), None
         pixels, grid = (jnp.asarray(part) for part in images)
         if pixels.shape[2] != 3 * cfg.patch_size**2:
             raise ValueError(
@@ -152,11 +185,17 @@ class ViT(nn.Module):
         return positions(embed(pixels), grid), real[:, None, None]
 
     def _pooled(
-        self, x: Float[Array, "B L W"], mask: Bool[Array, "B 1 1 L"] | None
+        self,
+        x: Float[Array, "B L W"],
+        mask: Bool[Array, "B 1 1 L"] | None,
+        rows: Int[Array, "B"],
     ) -> Float[Array, "B W"]:
         """All blocks, and one vector made of what comes out."""
-        cfg = self.cfg
-        stack = Stack(cfg.stack, self.dtype, name="stack")
+        cfg, draws = self.cfg, None
+        if cfg.stack.dropout and self.has_rng("dropout"):
+            places = jnp.arange(x.shape[1])[None]
+            draws = Draws(key_words(self.make_rng("dropout")), rows[:, None], places)
+        stack = partial(Stack(cfg.stack, self.dtype, self.fetch, name="stack"), draws=draws)
         norm = layer_norm(cfg.stack.norm_eps, self.dtype, "norm")
         if cfg.pool == "class":
             return norm(stack(x, ends=jnp.zeros((len(x), 1), jnp.int32)))
@@ -169,17 +208,25 @@ class ViT(nn.Module):
             x = x[:, 1:]
         return norm(x.mean(axis=1)) if cfg.norm_after_pool else norm(x).mean(axis=1)
 
-    def _with_positions(self, x: Float[Array, "B L W"]) -> Float[Array, "B M W"]:
-        """Adds the class token, if there is one, and every token's position."""
+    def _with_positions(
+        self, x: Float[Array, "B L W"], kept: Int[Array, "B L"] | None
+    ) -> Float[Array, "B M W"]:
+        """Adds the class token, if there is one, and every token's position.
+
+        `kept` says which patches these are; None: all, in order.
+        """
         cfg, (batch, _, width) = self.cfg, x.shape
         std = width**-0.5
         if cfg.positions == "sincos":
-            x = x + jnp.asarray(sincos_2d((cfg.grid, cfg.grid), width), x.dtype)[None]
+            table = jnp.asarray(sincos_2d((cfg.grid, cfg.grid), width), x.dtype)
+            x = x + (table[None] if kept is None else table[kept])
         if cfg.has_class_token:
             init = nn.initializers.normal(std)
             token = self.param("class_embedding", init, (width,), jnp.float32)
             token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))
             x = jnp.concatenate([token, x], axis=1)
+            kept = None if kept is None else jnp.pad(kept + 1, ((0, 0), (1, 0)))
         if cfg.positions == "sincos":
             return x
-        return LearnedPositions(x.shape[1], std, name="positions")(x)
+        length = cfg.grid**2 + cfg.has_class_token
+        return LearnedPositions(length, std, name="positions")(x, kept)

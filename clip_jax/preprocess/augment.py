@@ -50,9 +50,9 @@ class AreaCrop:
     ) -> Box:
         """The part that the draws, all in [0, 1), choose of a picture of this size."""
         (least, most), (slim, broad) = self.area, self.ratio
+        pixels, spread, reach = height * width, broad / slim, most - least
         for size, shape in tries.tolist():
-            area = height * width * (least + (most - least) * size)
-            ratio = slim * (broad / slim) ** shape
+            area, ratio = pixels * (least + reach * size), slim * spread**shape
             columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < columns <= width and 0 < rows <= height:
                 left, top = int(x * (width - columns + 1)), int(y * (height - rows + 1))
@@ -140,7 +140,11 @@ class Augment:
             raise ValueError("Augment: " + "; ".join(faults))
 
     def __call__(
-        self, image: bytes | Image.Image | np.ndarray, size: int, rng: np.random.Generator
+        self,
+        image: bytes | Image.Image | np.ndarray,
+        size: int,
+        rng: np.random.Generator,
+        out: UInt8[np.ndarray, "{size} {size} 3"] | None = None,
     ) -> UInt8[np.ndarray, "{size} {size} 3"]:
         """One random view of a picture.
 
@@ -149,28 +153,34 @@ class Augment:
           size: side of the result, in pixels.
           rng: the same number of draws is made whatever the fields say, so that switching one
             change on leaves the others as they were.
+          out: contiguous; is filled and returned, in place of a new array.
 
         Raises:
           ValueError: as `Recipe.__call__`.
           ModuleNotFoundError: `interpolation="opencv"` without OpenCV.
         """
         draws = rng.random(_DRAWS)
-        view = self._view(image, size, draws)
+        view = self._view(image, size, draws, out)
         if self.flip and draws[3] < 0.5:
-            view = view[:, ::-1]
+            view = view[:, ::-1].copy()
         if self.color_jitter:
             gain = 1 + self.color_jitter * (2 * draws[_TINT].astype(np.float32) - 1)
             view = np.minimum(view * gain.astype(np.float32) + 0.5, 255).astype(np.uint8)
-        view = np.ascontiguousarray(view)
         if self.jitter:
             view = self.jitter(view, draws[_JITTER])
-        return _grey(view) if draws[_GRAY] < self.gray else view
+        if draws[_GRAY] < self.gray:
+            view = _grey(view)
+        if out is None or view is out:
+            return view
+        out[...] = view
+        return out
 
     def _view(
         self,
         image: bytes | Image.Image | np.ndarray,
         size: int,
         draws: Float[np.ndarray, "*draws"],
+        out: UInt8[np.ndarray, "{size} {size} 3"] | None,
     ) -> UInt8[np.ndarray, "{size} {size} 3"]:
         """Crop and resize; the crop of a JPEG is chosen first, then decoded no larger than needed.
 
@@ -188,7 +198,8 @@ class Augment:
             pixels = geometry.as_rgb(image, min_side=geometry.min_side_for(*whole, part, size))
             down, across = pixels.shape[0] / whole[0], pixels.shape[1] / whole[1]
             box = (left * across, top * down, right * across, bottom * down)
-        return geometry.resize(pixels, size, size, box=box, interpolation=self.interpolation)
+        way = self.interpolation
+        return geometry.resize(pixels, size, size, box=box, interpolation=way, out=out)
 
     def _box(self, height: int, width: int, draws: Float[np.ndarray, "*draws"]) -> Box:
         side, x, y = draws[:3].tolist()

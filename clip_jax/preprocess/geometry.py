@@ -66,8 +66,10 @@ def min_side_for(height: int, width: int, part: int, size: int) -> int:
     Of libjpeg's eighths only 1, 2, 4 and 8 are vectorised: 5 takes longer than the whole picture.
     A sixteenth less than `size` is let pass: bicubic shrinking blurs more than that away.
     """
-    eighths = next((n for n in (1, 2, 4) if part * n / 8 >= size * 15 / 16), 8)
-    return math.ceil(min(height, width) * eighths / 8) if eighths < 8 else 0
+    for eighths in (1, 2, 4):
+        if part * eighths / 8 >= size * 15 / 16:
+            return math.ceil(min(height, width) * eighths / 8)
+    return 0
 
 
 def _open(data: bytes) -> Image.Image:
@@ -135,30 +137,40 @@ def resize(
     *,
     box: tuple[float, float, float, float] | tuple[int, int, int, int] | None = None,
     interpolation: Interpolation = "bicubic",
+    out: UInt8[np.ndarray, "{height} {width} 3"] | None = None,
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Pillow's antialiased resize, of the part inside `box` (left, top, right, bottom) if given.
 
     "bilinear_plain" is TensorFlow's instead, which does not antialias; see `Recipe`. "opencv" is
     for training; see `Augment`. These two move the box to whole pixels.
 
+    Args:
+      out: contiguous; is filled and returned, in place of a new array.
+
     Raises:
       ModuleNotFoundError: "opencv" without OpenCV.
     """
     box = box or (0, 0, image.shape[1], image.shape[0])
-    left, top, right, bottom = (round(edge) for edge in box)
-    if (right - left, bottom - top) == (width, height) and (left, top, right, bottom) == box:
-        return image[top:bottom, left:right].copy()
-    if interpolation == "bilinear_plain":
-        return _plain(image[top:bottom, left:right], width, height)
-    if interpolation == "opencv":
-        return _opencv(
-            image[top : max(bottom, top + 1), left : max(right, left + 1)], width, height
-        )
-    filled = Image.fromarray(np.ascontiguousarray(image))
-    return np.array(filled.resize((width, height), _FILTERS[interpolation], box=box))
+    left, top, right, bottom = edges = tuple(map(round, box))
+    if right - left == width and bottom - top == height and edges == box:
+        made = image[top:bottom, left:right]
+    elif interpolation == "opencv":
+        part = image[top : max(bottom, top + 1), left : max(right, left + 1)]
+        return _opencv(part, width, height, out)
+    elif interpolation == "bilinear_plain":
+        made = _plain(image[top:bottom, left:right], width, height)
+    else:
+        filled = Image.fromarray(np.ascontiguousarray(image))
+        made = filled.resize((width, height), _FILTERS[interpolation], box=box)
+    if out is None:
+        return np.array(made)
+    out[...] = made
+    return out
 
 
-def _opencv(image: UInt8[np.ndarray, "_ _ 3"], width: int, height: int) -> RGB:
+def _opencv(
+    image: UInt8[np.ndarray, "_ _ 3"], width: int, height: int, out: RGB | None = None
+) -> RGB:
     """Means of whole blocks as far as they go, then OpenCV's bicubic, which does not antialias.
 
     What the blocks leave over at the edges, up to half a pixel of the result a side, is lost.
@@ -176,7 +188,7 @@ def _opencv(image: UInt8[np.ndarray, "_ _ 3"], width: int, height: int) -> RGB:
         top, left = image.shape[0] % down // 2, image.shape[1] % across // 2
         image = image[top : top + rows * down, left : left + columns * across]
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(image, (width, height), out, interpolation=cv2.INTER_CUBIC)
 
 
 def _plain(image: UInt8[np.ndarray, "_ _ 3"], width: int, height: int) -> RGB:

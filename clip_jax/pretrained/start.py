@@ -1,6 +1,8 @@
 """Published weights by any name, and as the start of a training run."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from clip_jax.pretrained.resize import resize_positions
 HUB = "hf-hub:"
 MAY_DIFFER = (
     *("dtype", "temperature", "max_scale", "image.image_size", "image.trim"),
-    *("text.context_length", "*.stack.dropout", "*.stack.unroll", "*.stack.remat"),
+    *("image.patch_dropout", "text.context_length", "text.train_length"),
+    *("*.stack.dropout", "*.stack.unroll", "*.stack.remat", "*.stack.offload"),
 )
 """Fields that a run may choose for itself; position tables are resampled for its sizes."""
 
@@ -95,17 +98,34 @@ def start_params(name: str, config: ClipConfig, abstract: Any) -> Any:
       ValueError: the weights are of another architecture; lists all fields that differ.
     """
     stored, _ = open_named(name)
-    if faults := differences(to_data(stored.config), to_data(config), ignore=MAY_DIFFER):
+    return fit_params(name, stored.config, config, abstract, partial(read_params, stored))
+
+
+def fit_params(
+    name: str, stored: ClipConfig, config: ClipConfig, abstract: Any, read: Callable[[Any], Any]
+) -> Any:
+    """Parameters of one model for another one, which may differ from it in `MAY_DIFFER`.
+
+    Args:
+      name: of where they come from, for the message.
+      stored, config: the model that they are of, and the one that they are for.
+      abstract: of the latter: shapes, types, shardings.
+      read: given the shapes of the former, with types and shardings, gives the parameters.
+
+    Raises:
+      ValueError: lists all fields that must not differ.
+    """
+    if faults := differences(to_data(stored), to_data(config), ignore=MAY_DIFFER):
         raise ValueError(
             f"the weights of {name} are of another model than the run's: {'; '.join(faults)}"
         )
-    shapes = jax.eval_shape(lambda: init_params(stored.config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_params(stored, jax.random.key(0)))
     as_stored = jax.tree.map(
         lambda shape, want: jax.ShapeDtypeStruct(shape.shape, want.dtype, sharding=want.sharding),
         shapes,
         abstract,
     )
-    params = resize_positions(read_params(stored, as_stored), stored.config, config)
+    params = resize_positions(read(as_stored), stored, config)
     return jax.tree.map(
         lambda array, want: jax.device_put(jnp.asarray(array, want.dtype), want.sharding),
         params,

@@ -88,9 +88,9 @@ def name(image: ViTConfig) -> str | None:
 
     def plain(config: ViTConfig) -> ViTConfig:
         stack = dataclasses.replace(
-            config.stack, activation="gelu", dropout=0.0, unroll=1, remat=None
+            config.stack, activation="gelu", dropout=0.0, unroll=1, remat=None, offload=False
         )
-        return dataclasses.replace(config, stack=stack)
+        return dataclasses.replace(config, stack=stack, patch_dropout=0.0)
 
     known = models().items()
     return next((known_as for known_as, config in known if plain(config) == plain(image)), None)

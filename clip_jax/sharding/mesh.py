@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("replica", "data", "model")
@@ -41,4 +42,9 @@ def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh
     if math.prod(sizes) != len(devices):
         shape = dict(zip(AXES, (config.replica, config.data, config.model), strict=True))
         raise ValueError(f"mesh {shape} does not fit {len(devices)} devices")
+    slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    if slices > 1 and sizes[0] % slices == 0:  # No other axis then crosses the slow links.
+        inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+        return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
     return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * 3, devices=devices)

@@ -6,12 +6,12 @@ import json
 import os
 import pathlib
 import signal
-import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from clip_jax.sharding.line import Line, Place, join
@@ -94,10 +94,14 @@ def _detected(timeout_s: float) -> Place | None:
     if cluster is None or cluster.get_process_count() == 1:
         return None
     port = os.environ.get("JAX_COORDINATOR_PORT")
+    try:
+        coordinator = cluster.get_coordinator_address(int(timeout_s), port)
+    except RuntimeError as error:
+        raise ValueError(f"process 0 cannot be found: {error}") from error
     # As in jax: under SLURM a process takes the one device that has its local number.
     local = None if "tpu" in cluster.name else cluster.get_local_process_id()
     return Place(
-        coordinator=cluster.get_coordinator_address(int(timeout_s), port),
+        coordinator=coordinator,
         processes=cluster.get_process_count(),
         process=cluster.get_process_id(),
         local_devices=None if local is None else (local,),
@@ -144,8 +148,6 @@ def _fail(line: Line, place: Place, error: BaseException) -> None:
 
 
 def _start_jax(place: Place, timeout_s: float, silence_s: float) -> None:
-    import jax
-
     jax.distributed.initialize(
         place.coordinator,
         place.processes,
@@ -159,8 +161,6 @@ def _start_jax(place: Place, timeout_s: float, silence_s: float) -> None:
 
 def code_fingerprint() -> str:
     """Of all files of clip_jax, and of the version of jax."""
-    import jax
-
     root = pathlib.Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
@@ -170,15 +170,11 @@ def code_fingerprint() -> str:
 
 def is_first() -> bool:
     """Whether this process is the one that prints and writes for all."""
-    import jax
-
     return jax.process_index() == 0
 
 
 def gather_json(value: Any) -> list[Any]:
     """The JSON-able `value` of every process, in process order; all call it at the same point."""
-    import jax
-
     if jax.process_count() == 1:
         return [json.loads(json.dumps(value))]
     from jax.experimental.multihost_utils import process_allgather
@@ -218,6 +214,25 @@ def _numbers(processes: list[int]) -> str:
     return f"process{'es' * (len(processes) > 1)} {shown}"
 
 
+def process_rows(sharding: Any, batch: int) -> tuple[int, ...]:
+    """Rows of a global batch that the devices of this process hold, in ascending order.
+
+    Raises:
+      ValueError: processes hold the same rows, or not equally many: what each of them reads could
+        not be put together to one batch.
+    """
+    held: dict[int, set[int]] = {}
+    for device, (rows, *_) in sharding.devices_indices_map((batch,)).items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(batch)))
+    sizes = {len(rows) for rows in held.values()}
+    if sum(map(len, held.values())) != batch or len(sizes) > 1:
+        raise ValueError(
+            f"{len(held)} processes cannot share the rows of a batch of {batch} equally: mesh axes "
+            "that do not split the batch must lie within one process"
+        )
+    return tuple(sorted(held[jax.process_index()]))
+
+
 @contextlib.contextmanager
 def stop_asked() -> Iterator[Callable[[int], bool]]:
     """`asked(step)`: whether to stop after this step, because of SIGTERM to any process.
@@ -225,8 +240,6 @@ def stop_asked() -> Iterator[Callable[[int], bool]]:
     All processes call it once a step, with the same steps, and get the same answers. In a lone
     process the signal counts while the block runs, if this is its main thread.
     """
-    import jax
-
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import reached_preemption_sync_point
 
@@ -241,8 +254,3 @@ def stop_asked() -> Iterator[Callable[[int], bool]]:
         yield lambda step: asked.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def console_file() -> Any:
-    """Where this process prints its progress: the first one to stdout, the others nowhere."""
-    return sys.stdout

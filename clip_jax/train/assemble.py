@@ -11,10 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from clip_jax.losses import LossConfig
 from clip_jax.models.axes import logical_axes
 from clip_jax.models.clip import CLIP, ClipConfig, init_params
-from clip_jax.optim.build import OptimConfig, build
+from clip_jax.optim.build import DType, OptimConfig, build
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding import place
 from clip_jax.sharding.rules import AxisRules
+from clip_jax.train.forward import make_forward
 from clip_jax.train.state import State
 from clip_jax.train.step import Step, make_step
 
@@ -44,8 +45,13 @@ def assemble(
     mesh: Mesh,
     seed: int,
     steps: int,
+    accumulate: int = 1,
+    ema: float | None = None,
+    param_dtype: DType = "float32",
 ) -> Assembled:
     """Everything compiled lazily; initial values depend on the seed, not on the mesh.
+
+    Arguments are as the fields of `TrainConfig`.
 
     Raises:
       ValueError: the mesh does not divide a parameter, or a pattern in `optim` is idle.
@@ -56,16 +62,21 @@ def assemble(
 
     def init() -> State:
         params = init_params(model, jax.random.key(seed))
-        return State(jnp.int32(0), params, optimizer.init(params))
+        average = None if ema is None else jax.tree.map(jnp.copy, params)
+        return State(jnp.int32(0), params, optimizer.init(params), average)
 
     whole = NamedSharding(mesh, PartitionSpec())
     state = jax.eval_shape(init)
     params = place.param_shardings(state.params, logical_axes(state.params), rules, mesh)
     opt = place.follow(state.opt, state.params, params, mesh)
-    shardings = State(whole, params, opt)
+    shardings = State(whole, params, opt, None if ema is None else params)
     batch = place.batch_sharding(rules, mesh)
+    forward = make_forward(
+        model, params, rules, mesh, recipe=recipe, accumulate=accumulate, param_dtype=param_dtype
+    )
+    objective = loss.on(mesh, rules.batch)
     step = jax.jit(
-        make_step(module, loss, optimizer, schedule, recipe, seed),
+        make_step(module, forward, objective, optimizer, schedule, seed, ema),
         in_shardings=(shardings, batch),
         out_shardings=(shardings, whole),
         donate_argnums=0,

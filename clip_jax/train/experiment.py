@@ -2,15 +2,18 @@
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from clip_jax.checkpoint.start import checkpoint_folder, is_run, open_run
-from clip_jax.checkpoint.store import CheckpointConfig, Store, load_params
+from clip_jax.checkpoint.start import open_run
+from clip_jax.checkpoint.store import CheckpointConfig, Store
 from clip_jax.config import to_data
 from clip_jax.data import DatasetConfig
 from clip_jax.data.feed import Feed
@@ -21,18 +24,21 @@ from clip_jax.eval.encoders import Encoders
 from clip_jax.eval.suite import EvalConfig, run_evals, write_figures
 from clip_jax.losses import LossConfig, Softmax
 from clip_jax.models.clip import ClipConfig
-from clip_jax.optim.build import OptimConfig
+from clip_jax.optim.build import DType, OptimConfig
 from clip_jax.preprocess.augment import Augment
 from clip_jax.preprocess.recipe import Recipe
-from clip_jax.pretrained.start import start_params
 from clip_jax.sharding.mesh import MeshConfig, build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
+from clip_jax.sharding.processes import agree, gather_json, is_first, process_rows, stop_asked
 from clip_jax.sharding.rules import AxisRules
 from clip_jax.tokenizers import ClipBpe, TokenizerConfig, storage
 from clip_jax.train.assemble import Assembled, assemble
+from clip_jax.train.begin import begin_params
+from clip_jax.train.fingerprints import fingerprints
+from clip_jax.train.forward import check_accumulate
 from clip_jax.train.hooks import EvalHook, SaveHook
 from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
-from clip_jax.train.loop import DivergedError, fit
+from clip_jax.train.loop import DivergedError, Stop, fit
 from clip_jax.train.state import State
 
 MAY_DIFFER = (
@@ -43,14 +49,23 @@ MAY_DIFFER = (
     "pipeline.*",
     "mesh.*",
     "rules.*",
+    "loss.tile",
+    "model.*.stack.remat",
+    "model.*.stack.offload",
+    "accumulate",
     "data.root",
     "data.path",
     "data.sources.*.0.root",
     "data.sources.*.0.path",
+    "*.window.cache",
+    "*.window.fetches",
     "evals*",
     "eval_batch",
 )
 """Fields that only say how long, how often or where: a run may go on under other values."""
+
+LOCAL = ("run", "pipeline.*", "*.root", "*.path", "*.window.cache")
+"""Fields that may differ between the processes of one run: where a machine has its files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +83,22 @@ class TrainConfig:
     """Updates in all."""
     batch: int
     """Pairs per update, over all devices (B)."""
+    accumulate: int = 1
+    """Parts into which each device divides its share of a batch for the towers, one after the
+    other, in the memory of one; the loss is that of all pairs. The result is the same but for
+    rounding, at the cost of one more forward pass.
+
+    Source: Gao et al. 2021, arXiv:2101.06983, section 3.2; Pham et al. 2021, arXiv:2111.10050,
+    section 4."""
+    ema: float | None = None
+    """Decay of a moving average of the parameters, in (0, 1), e.g. 0.9999; early on the smaller
+    (1 + step) / (10 + step). The average is what is evaluated, and what others load. None: no
+    average."""
+    param_dtype: DType = "float32"
+    """Type of the matrices that the model computes with. The parameters themselves, their
+    gradients once summed, and all of the optimizer's arithmetic are float32.
+
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.1."""
     data: DatasetConfig
     """Where the pairs are; its split 'train' is trained on."""
     recipe: Recipe
@@ -84,6 +115,9 @@ class TrainConfig:
     """Mesh axes of each logical axis: data-parallel, or sharding.rules.FSDP."""
     pipeline: Pipeline = Pipeline()
     """How samples are read and prepared on the host."""
+    streams: int = 1
+    """Equal groups of rows of each batch, with a part of each epoch for each, so that a process
+    reads only its own part: 1, or a multiple of the processes. It changes the order."""
     packing: Packing | None = None
     """Captions end to end, so that padding costs nothing; for causal text towers."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -97,9 +131,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         faults = [
             f"{name} must be at least 1, got {value}"
-            for name in ("steps", "batch", "eval_batch", "log_every")
+            for name in ("steps", "batch", "accumulate", "eval_batch", "log_every")
             if (value := getattr(self, name)) < 1
         ]
+        if self.ema is not None and not 0 < self.ema < 1:
+            faults.append(f"ema must be above 0 and below 1, or None, got {self.ema}")
         for name, ours, theirs in (
             ("image size", self.recipe.size, self.model.image.image_size),
             ("context length", self.tokenizer.context_length, self.model.text.context_length),
@@ -148,17 +184,23 @@ def train(config: TrainConfig, console: Console) -> None:
       ValueError: the parts do not fit together, or not the run folder.
       CheckpointError: a checkpoint cannot be read or written.
       DivergedError: the loss is not finite; the last good checkpoint stays.
+      StoppedError: SIGTERM; all is saved.
     """
     mesh = build_mesh(config.mesh)
     check_batch("batch", config.batch, config.rules, mesh)
+    check_accumulate(config.batch, config.accumulate, config.rules, mesh)
     check_batch("eval_batch", config.eval_batch, config.rules, mesh)
     check_vocabulary(config)
     source = config.data.open("train")
-    for evaluation in config.evals.values():  # A missing split shows now, not in an hour.
-        (evaluation.data or config.data).open(evaluation.split)
-    open_run(config.run, to_data(config), may_differ=MAY_DIFFER)
-    if jax.process_index() == 0:
+    sources = {"data": source}
+    for name, evaluation in config.evals.items():  # A missing split shows now, not in an hour.
+        opened = (evaluation.data or config.data).open(evaluation.split)
+        sources[f"data of evals.{name}"] = opened
+    agree(fingerprints(to_data(config), sources, local=LOCAL))
+    if is_first():
+        open_run(config.run, to_data(config), may_differ=MAY_DIFFER)
         storage.keep(config.tokenizer, config.run)
+    require_shared(config.run)
     parts = assemble(
         model=config.model,
         loss=config.loss,
@@ -168,6 +210,9 @@ def train(config: TrainConfig, console: Console) -> None:
         mesh=mesh,
         seed=config.seed,
         steps=config.steps,
+        accumulate=config.accumulate,
+        ema=config.ema,
+        param_dtype=config.param_dtype,
     )
     store = Store(pathlib.Path(config.run) / "checkpoints", config.checkpoint)
     try:
@@ -192,6 +237,7 @@ def _train(
     config: TrainConfig, parts: Assembled, source: Source, store: Store, console: Console
 ) -> None:
     start = store.latest() or 0
+    agree({"the newest checkpoint": str(start)})
     if start >= config.steps:
         done = f"{start} of {config.steps} steps are done"
         console.print(f"{config.run} is finished: {done}", soft_wrap=True)
@@ -200,12 +246,11 @@ def _train(
     if start:
         console.print(f"{config.run}: going on from step {start}", soft_wrap=True)
     feed = _feed(config, parts, source, position)
-    figures = Figures(pathlib.Path(config.run), start)
+    figures = Figures(pathlib.Path(config.run), start, silent=not is_first())
     line = Line(console, config.steps, start)
     stopwatch = Stopwatch()
     found: dict[int, dict[str, float]] = {}
-    # A name in a message may hold square brackets: no markup.
-    warn = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    warn = _warner(console)
     shared = {"feed": feed, "figures": figures, "stopwatch": stopwatch}
     run = {"batch": config.batch, "steps": config.steps, "start": start}
     log = LogHook(config.log_every, **run, **shared, line=line, warn=warn)
@@ -220,8 +265,10 @@ def _train(
     save = SaveHook(every, store, feed=feed, config=plain, found=found, stopwatch=stopwatch)
     step = compiled_apart(parts.step, stopwatch)
     try:  # What is saved has been seen: log, then evaluate, then save.
-        fit(state, feed, step, steps=config.steps, hooks=[log, *evals, save])
-        if config.steps in found:
+        with stop_asked() as asked:
+            stop = Stop(asked=asked, save=save)
+            fit(state, feed, step, steps=config.steps, hooks=[log, *evals, save], stop=stop)
+        if config.steps in found and is_first():
             write_figures(pathlib.Path(config.run) / "eval.json", found[config.steps])
     finally:
         line.close()
@@ -229,26 +276,35 @@ def _train(
         feed.close()
 
 
+def _warner(console: Console) -> Callable[[str], None]:
+    """Prints warnings: with all else in the first process, apart in the others."""
+    if is_first():
+        # A name in a message may hold square brackets: no markup.
+        return partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    who = f"process {jax.process_index()}:"
+    return lambda message: print(who, message, file=sys.stderr)
+
+
 def _start(config: TrainConfig, parts: Assembled, store: Store, step: int) -> tuple[State, Any]:
     """State and data position as saved at `step`; at step 0 fresh, or with others' parameters."""
     want = parts.abstract
     if step == 0 and config.start_from:
         fresh = parts.init()
-        if is_run(config.start_from):
-            params = load_params(checkpoint_folder(config.start_from), want.params)
-        else:
-            params = start_params(config.start_from, config.model, want.params)
-        return State(fresh.step, params, fresh.opt), None
+        params = begin_params(config.start_from, config.model, want.params)
+        average = None if fresh.ema is None else jax.tree.map(jnp.copy, params)
+        return State(fresh.step, params, fresh.opt, average), None
     if step == 0:
         return parts.init(), None
-    params, progress, position = store.restore(
-        step, params=want.params, progress={"step": want.step, "opt": want.opt}
+    progress = {"step": want.step, "opt": want.opt}
+    params, progress, position, ema = store.restore(
+        step, params=want.params, progress=progress, ema=want.ema
     )
-    return State(progress["step"], params, progress["opt"]), position
+    return State(progress["step"], params, progress["opt"], ema), position
 
 
 def _feed(config: TrainConfig, parts: Assembled, source: Source, position: Any) -> Feed:
     """Batches from a saved position on, or from the beginning."""
+    process_rows(parts.batch_sharding, config.batch)  # Raises if no host's rows are its own.
     batches = train_batches(
         source,
         batch=config.batch,
@@ -257,10 +313,11 @@ def _feed(config: TrainConfig, parts: Assembled, source: Source, position: Any) 
         augment=config.augment,
         tokenizer=config.tokenizer,
         pipeline=config.pipeline,
+        streams=config.streams,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    groups = batch_parts(config.rules, parts.mesh) // jax.process_count()
+    groups = batch_parts(config.rules, parts.mesh) * config.accumulate // jax.process_count()
     arrange = dict if config.packing is None else partial(config.packing, groups=groups)
     return Feed(batches, parts.batch_sharding, position=position, arrange=arrange)
 
@@ -273,13 +330,33 @@ def evaluator(
     def on_mesh(rows: Any) -> jax.Array:
         return place_batch({"rows": rows}, parts.batch_sharding)["rows"]
 
-    encoders = Encoders(parts.model, config.recipe, on_mesh)
+    rows = None
+    if jax.process_count() > 1:
+        rows = process_rows(parts.batch_sharding, config.eval_batch)
+        warn = warn if is_first() else lambda message: None  # All are told of all that is left out.
+    whole = NamedSharding(parts.mesh, PartitionSpec())
+    encoders = Encoders(parts.model, config.recipe, on_mesh, whole)
 
     def evaluate(params: Any, name: str) -> Mapping[str, float]:
-        embedder = encoders.bind(params, config.tokenizer, config.eval_batch, warn=warn)
+        embedder = encoders.bind(params, config.tokenizer, config.eval_batch, rows=rows, warn=warn)
         return run_evals(config.evals, config.data, embedder, [name])
 
     return evaluate
+
+
+def require_shared(run: str) -> None:
+    """Check that all processes see the run folder that the first one has opened.
+
+    Raises:
+      ValueError: on all processes; names those that do not.
+    """
+    gather_json("opened")  # No earlier than that does anyone look.
+    seen = gather_json((pathlib.Path(run) / "config.json").exists())
+    if blind := [number for number, sees in enumerate(seen) if not sees]:
+        raise ValueError(
+            f"processes {blind} do not see the run folder {run} of process 0: it must lie on a "
+            "disk that all of them share"
+        )
 
 
 def check_vocabulary(config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from clip_jax.train.step import Metrics
 
 
 class EvalHook:
-    """Runs evaluations on the parameters of this step, sharded as they are."""
+    """Runs evaluations on the parameters of this step (their average where there is one)."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class EvalHook:
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
         with self._stopwatch.pause():
-            new = dict(self._evaluate(state.params, self._name))
+            new = dict(self._evaluate(state.used, self._name))
         self._found.setdefault(done, {}).update(new)
         self._figures.write(done, new)
 
@@ -59,6 +59,7 @@ class SaveHook:
             self._store.save(
                 done,
                 params=state.params,
+                ema=state.ema,
                 progress={"step": state.step, "opt": state.opt},
                 position=join(gather_json(self._feed.position)),
                 config=self._config,

@@ -61,8 +61,14 @@ def compiled_apart(step: Step, stopwatch: Stopwatch) -> Step:
 class Figures:
     """Appends figures to `metrics.jsonl` and TensorBoard events in the run folder."""
 
-    def __init__(self, folder: pathlib.Path, start: int):
-        """Forget lines after step `start`: that part of the run is about to be done again."""
+    def __init__(self, folder: pathlib.Path, start: int, *, silent: bool = False):
+        """Forget lines after step `start`: that part of the run is about to be done again.
+
+        A silent one writes nothing: one process writes for all.
+        """
+        self._silent = silent
+        if silent:
+            return
         from tensorboardX import SummaryWriter
 
         path = folder / "metrics.jsonl"
@@ -81,6 +87,8 @@ class Figures:
         Raises:
           OSError: the line cannot be written; names the file.
         """
+        if self._silent:
+            return
         try:
             self._file.write(json.dumps({"step": step, **figures}) + "\n")
             self._file.flush()
@@ -91,7 +99,7 @@ class Figures:
 
     def close(self) -> None:
         """Write what is buffered, as far as the disk allows."""
-        for part in (self._file, self._board):
+        for part in () if self._silent else (self._file, self._board):
             with suppress(OSError):
                 part.close()
 

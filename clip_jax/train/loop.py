@@ -1,11 +1,13 @@
 """The training algorithm, whole, on one page."""
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array
 
+from clip_jax.sharding.processes import StoppedError
 from clip_jax.train.state import State
 from clip_jax.train.step import Metrics, Step
 
@@ -29,6 +31,16 @@ class Hook(Protocol):
     def __call__(self, done: int, state: State, metrics: Metrics) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop:
+    """An end before the last step."""
+
+    asked: Callable[[int], bool]
+    """Asked after each step; gives the same answer on all processes."""
+    save: Hook
+    """Called before the end."""
+
+
 def require_finite(done: int, metrics: Metrics) -> None:
     """Raises DivergedError naming the step; waits for that step to end."""
     for name in ("loss", "grad_norm", "update_norm"):
@@ -45,6 +57,7 @@ def fit(
     *,
     steps: int,
     hooks: Sequence[Hook] = (),
+    stop: Stop | None = None,
 ) -> State:
     """Train until `steps` updates, from wherever `state.step` already is.
 
@@ -53,6 +66,7 @@ def fit(
 
     Raises:
       DivergedError: a loss or gradient is not finite; no hook has seen the step's state.
+      StoppedError: `stop` was asked for before the last step, and has saved.
     """
     before: tuple[int, Metrics] | None = None
     for done in range(int(state.step) + 1, steps + 1):
@@ -65,4 +79,8 @@ def fit(
             require_finite(done, metrics)
         for hook in due:
             hook(done, state, metrics)
+        if stop and stop.asked(done) and done < steps:
+            require_finite(done, metrics)
+            stop.save(done, state, metrics)
+            raise StoppedError(f"stopped after step {done} of {steps}")
     return state

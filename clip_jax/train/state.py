@@ -17,3 +17,10 @@ class State:
     """Updates applied so far, an int32 scalar."""
     params: Any
     opt: optax.OptState
+    ema: Any = None
+    """Moving average of the parameters, if the run keeps one."""
+
+    @property
+    def used(self) -> Any:
+        """Parameters to evaluate and to use: the average where there is one."""
+        return self.params if self.ema is None else self.ema

@@ -1,16 +1,16 @@
 """One update, as a pure function."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from clip_jax.losses import LossConfig
-from clip_jax.losses.softmax import batch_accuracy
-from clip_jax.models.clip import CLIP, Output, cap_scale
-from clip_jax.preprocess.recipe import Recipe, normalize
+from clip_jax.losses import Objective
+from clip_jax.models.clip import CLIP, cap_scale
+from clip_jax.train.forward import Forward
 from clip_jax.train.state import State
 
 Metrics = dict[str, Float[Array, ""]]
@@ -19,23 +19,22 @@ Step = Callable[[State, Mapping[str, Array]], tuple[State, Metrics]]
 
 def make_step(
     model: CLIP,
-    loss: LossConfig,
+    forward: Forward,
+    loss: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    recipe: Recipe,
     seed: int,
+    ema: float | None = None,
 ) -> Step:
     """A pure `(state, batch) -> (state, metrics)`; jit and shardings are the caller's.
 
     The batch holds `images` (uint8 NHWC) and `tokens` (int32). Metrics are those of the
-    parameters before the update; `accuracy` is `batch_accuracy`.
+    parameters before the update; `accuracy` is `losses.softmax.batch_accuracy`. `ema` is as
+    `TrainConfig.ema`, for a state that holds an average.
     """
 
     def evaluate(params: Any, batch: Mapping[str, Array], key: Any):
-        images = normalize(batch["images"], recipe)
-        rngs = {"dropout": key}
-        out = cast(Output, model.apply({"params": params}, images, batch["tokens"], rngs=rngs))
-        return loss(*out), batch_accuracy(out.image, out.text)
+        return loss(*forward(params, batch["images"], batch["tokens"], rngs={"dropout": key}))
 
     def step(state: State, batch: Mapping[str, Array]) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -47,10 +46,29 @@ def make_step(
             "loss": value,
             "accuracy": accuracy,
             "learning_rate": schedule(state.step),
-            "temperature": 1 / jax.numpy.exp(state.params["logit_scale"]),
+            "temperature": 1 / jnp.exp(state.params["logit_scale"]),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
         }
-        return State(state.step + 1, cap_scale(params, model.cfg.max_scale), opt), metrics
+        params, average = cap_scale(params, model.cfg.max_scale), None
+        if ema is not None:
+            average = averaged(state.ema, params, ema, state.step)
+        return State(state.step + 1, params, opt, average), metrics
 
     return step
+
+
+def averaged(average: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:
+    """The moving average after one more update, in float32.
+
+    Early on it forgets faster, by min(decay, (1 + step) / (10 + step)), so that the first
+    parameters, which are random, do not stay in it for 1 / (1 - decay) updates.
+
+    Args:
+      step: updates before this one.
+
+    Source: Polyak and Juditsky 1992, SIAM J. Control Optim. 30(4); the warm-up as `num_updates`
+    of tf.train.ExponentialMovingAverage.
+    """
+    share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: old + share * (new - old), average, params)

@@ -43,9 +43,10 @@ def store(tmp_path):
 def test_what_is_saved_is_restored(store):
     save(store, 7)
     store.wait()
-    params, progress, position = store.restore(
+    params, progress, position, ema = store.restore(
         7, params=abstract(PARAMS), progress=abstract(PROGRESS)
     )
+    assert ema is None
     jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
     jax.tree.map(np.testing.assert_array_equal, progress, PROGRESS)
     assert position == {"source": {"visits": 7}}

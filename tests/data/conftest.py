@@ -1,11 +1,16 @@
+import http.server
 import io
 import json
 import pathlib
+import re
 import tarfile
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from clip_jax.data import tar_files
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +72,69 @@ def folder(tmp_path, write_tar, png):
     write_tar(tmp_path / "test" / "0.tar", [("a.png", png(0)), ("a.cls", "7")])
     (tmp_path / "classnames.txt").write_text("cat\ndog\n")
     return tmp_path
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        name = self.path.partition("?")[0].lstrip("/")
+        server.asked.append((name, self.headers["Range"]))
+        if server.refusals:
+            status = server.refusals.pop(0) if len(server.refusals) > 1 else server.refusals[0]
+            if status == 0:
+                span = self.headers["Range"].replace("=", " ") + "/99999"
+                return self.answer(206, {"Content-Range": span, "Content-Length": "99"}, b"cut")
+            if status != 200:
+                return self.answer(status, {"Content-Length": "0"})
+            server.refusals = []
+        data = server.files.get(name)
+        if data is None:
+            return self.answer(404, {"Content-Length": "0"})
+        first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
+        if server.ignores:
+            return self.answer(200, {"Content-Length": str(len(data))}, data)
+        if first >= len(data):
+            return self.answer(
+                416, {"Content-Range": f"bytes */{len(data)}", "Content-Length": "0"}
+            )
+        part = data[first : last + 1]
+        span = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+        headers = {"Content-Range": span, "Content-Length": str(len(part)), "ETag": server.etag}
+        return self.answer(206, headers, part)
+
+    def answer(self, status, headers, data=b""):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 64  # Shards are indexed many at once: who is not let in waits a second.
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server for files: `refusals` are statuses to answer with first, the last one for ever
+    (0: a connection that ends early, 200: no more); `asked` are names and ranges."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server(("127.0.0.1", 0), Handler) as made:
+        made.files, made.asked, made.refusals, made.ignores, made.etag = {}, [], [], False, '"1"'
+        made.url = f"http://127.0.0.1:{made.server_port}"
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that readers would have waited before they tried again."""
+    found = []
+    monkeypatch.setattr(tar_files, "_sleep", found.append)
+    return found

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from clip_jax.data import visits
+from clip_jax.data import windows
 from clip_jax.data.pipeline import Pipeline, train_batches
 from clip_jax.data.position import NOTHING, join
 from clip_jax.data.sample import BadSampleError, Sample
@@ -157,7 +157,7 @@ def test_captions_are_drawn_evenly():
 
 def test_order_and_randomness_are_pinned():
     """Values that must not change: else a resumed run goes on with other data."""
-    assert visits._hash("visit", 0, 1, "k7") == 3729439212243490132
+    assert windows.digest("visit", 0, 1, "k7") == 3729439212243490132
     assert numbers(take(open_batches(Numbers(8), 8), 2)) == [
         2,
         6,
@@ -242,7 +242,7 @@ def test_the_position_can_be_set_while_running_and_backwards():
 def test_the_position_says_what_was_given_out_not_what_was_read_ahead():
     batches = open_batches(Numbers(100), 5, pipeline=Pipeline(threads=2, prefetch=4))
     take(batches, 3)
-    state = {"hosts": 1, "visits": [15], "before": [], "batch": 5, "samples": 100}
+    state = {"hosts": 1, "visits": [15], "before": [], "batch": 5, "samples": 100, "streams": 1}
     assert batches.get_state() == state
 
 
@@ -312,6 +312,8 @@ def test_a_position_among_other_data_is_refused():
         batches.set_state({**here, "samples": 29})
     with pytest.raises(ValueError, match="saved with 9 pairs a batch, but now there are"):
         batches.set_state({**here, "batch": 9})
+    with pytest.raises(ValueError, match="saved with 4 streams, but now there are 1"):
+        batches.set_state({**here, "streams": 4})
     with pytest.raises(ValueError, match="a position of 1 of 2 hosts"):
         batches.set_state({**here, "hosts": 2})
     with pytest.raises(ValueError, match=r"has \['batch', .*'visits'\], not \['next'\]"):

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import threading
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clip_jax.eval import embed as embed_module
 from clip_jax.eval.embed import unit
 from clip_jax.eval.encoders import Encoders
 from clip_jax.models.vit import Patches
@@ -115,6 +117,65 @@ def test_a_source_keeps_words_and_leaves_out_bad_samples(toy):
         "sample 'white': it has no caption",
     )
     np.testing.assert_allclose(found.images, embedder.images([entries[0].image, entries[3].image]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 9])
+@pytest.mark.parametrize("shares", [((0, 1), (2, 3)), ((1, 3), (0, 2)), ((0,), (2,), (3,), (1,))])
+def test_processes_that_share_the_rows_of_each_batch_find_what_one_finds(
+    toy, monkeypatch, count, shares
+):
+    names = ["red", "green", "blue", "white", "violet"]
+    entries = [toy.sample(names[n % 5], str(n), label=n) for n in range(count)]
+    entries[1:4:2] = ["sample: broken"] * len(entries[1:4:2])
+    everyone = threading.Barrier(len(shares))
+    told, loaded = {}, []
+
+    def exchange(value):
+        """What every thread gives, to every thread."""
+        told[threading.current_thread().name] = value
+        everyone.wait(10)
+        values = [told[str(number)] for number in range(len(shares))]
+        everyone.wait(10)
+        return values
+
+    def image_fn(images):
+        whole = np.zeros((4, 3), np.float32)
+        for rows, part in zip(shares, exchange(images), strict=True):
+            whole[list(rows)] = part[:, 0, 0, :]
+        return whole
+
+    def text_fn(tokens):
+        whole = np.zeros((4, 3), np.float32)
+        for rows, part in zip(shares, exchange(tokens), strict=True):
+            whole[list(rows)] = part
+        return whole
+
+    def embed(number):
+        def prepare(image):
+            loaded.append(number)
+            return toy.embedder().prepare(image)
+
+        embedder = toy.embedder(
+            image_fn=image_fn, text_fn=text_fn, prepare=prepare, rows=shares[number]
+        )
+        found[number] = embedder.source(toy.entries(entries)), embedder.texts(names)
+
+    monkeypatch.setattr(embed_module, "gather_json", lambda v: exchange(json.loads(json.dumps(v))))
+    found = {}
+    threads = [threading.Thread(target=embed, args=[n], name=str(n)) for n in range(len(shares))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = toy.embedder().source(toy.entries(entries))
+    for source, texts in (found[n] for n in range(len(shares))):
+        np.testing.assert_array_equal(source.images, alone.images)
+        words = ("indices", "keys", "texts", "labels", "skipped")
+        assert [getattr(source, w) for w in words] == [getattr(alone, w) for w in words]
+        np.testing.assert_array_equal(texts, toy.embedder().texts(names))
+    if count > 4:  # Each picture is prepared once; where a batch has none of use, a black one.
+        usable = len(alone.keys)
+        assert usable <= len(loaded) <= usable + 3 * len(shares)
 
 
 def test_a_split_tells_what_was_left_out(toy):

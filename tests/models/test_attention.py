@@ -115,7 +115,7 @@ def test_tokens_are_taken_group_by_group():
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("ends", [[[4], [0], [2], [3]], [[9, 0, 7], [3, 5, 1]], [[19, 0, 0]]])
-@pytest.mark.parametrize("remat", [None, "nothing_saved"])
+@pytest.mark.parametrize("remat", [None, "nothing"])
 def test_a_stack_told_which_tokens_count_gives_those_of_the_whole(masked, ends, remat):
     x = normal(0, 4, 5, 12)
     mask = jnp.tril(jnp.ones((1, 1, 5, 5), bool)) if masked else None

@@ -110,7 +110,7 @@ def test_a_square_image_of_the_tables_size_is_what_an_ordinary_tower_sees(tower,
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("fields", [{"unroll": 2}, {"remat": "nothing_saved"}])
+@pytest.mark.parametrize("fields", [{"unroll": 2}, {"remat": "nothing"}])
 def test_how_the_stack_is_executed_changes_nothing(tower, encode, variant, fields):
     module, params, given = tower
     changed = {f"stack.{name}": value for name, value in fields.items()}

@@ -98,8 +98,8 @@ def test_names_and_shapes_are_those_that_weight_tables_expect(shapes):
 
 def test_every_parameter_has_axes_and_is_known_to_decay_or_not(shapes):
     axes = logical_axes(shapes)["image"]
-    assert axes["stem"]["conv1"]["kernel"] == (None, None, None, "width")
-    assert axes["stage2"]["block0"]["shortcut"]["conv"]["kernel"] == (None, None, None, "width")
+    assert axes["stem"]["conv1"]["kernel"] == (None, None, "patch", "width")
+    assert axes["stage2"]["block0"]["shortcut"]["conv"]["kernel"] == (None, None, "patch", "width")
     assert axes["attend_pool"]["out"]["kernel"] == ("heads", "head", "embed")
     decays = decayed(shapes)["image"]["stage1"]["block0"]
     assert decays["conv2"] == {"kernel": True}

@@ -259,3 +259,32 @@ def test_opencv_is_asked_for_by_name_where_it_is_missing(photo, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ModuleNotFoundError, match="pip install opencv-python-headless"):
         Augment(interpolation="opencv")(photo, 24, generator())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"flip": True},
+        {"flip": True, "color_jitter": 0.3},
+        {"jitter": Jitter(probability=1.0)},
+        {"gray": 1.0, "flip": True},
+        {"crop": AreaCrop(area=(0.2, 1.0)), "interpolation": "bilinear"},
+        {"min_crop": 1.0},
+        {"flip": True, "interpolation": "opencv"},
+    ],
+)
+@pytest.mark.parametrize("size", [24, 43])  # 43: whole crops of the square are only copied.
+def test_a_view_into_a_given_array_is_the_same_view(photo, encode, changes, size):
+    if changes.get("interpolation") == "opencv":
+        pytest.importorskip("cv2", reason="it is optional")
+    augment = Augment(**changes)
+    rows = np.full((3, size, size, 3), 77, np.uint8)
+    for image in (photo, np.ascontiguousarray(photo[:, :43]), encode(photo, "JPEG")):
+        before = image if isinstance(image, bytes) else image.copy()
+        for seed in range(6):
+            out = rows[1]
+            assert augment(image, size, generator(seed), out) is out
+            np.testing.assert_array_equal(out, augment(image, size, generator(seed)))
+        assert (rows[0] == 77).all() and (rows[2] == 77).all()
+        np.testing.assert_array_equal(image, before)

@@ -212,6 +212,19 @@ def test_opencv_looks_like_pillow():
     assert sliver.shape == (9, 9, 3)
 
 
+@pytest.mark.parametrize("way", ["bicubic", "bilinear", "bilinear_plain", "opencv"])
+@pytest.mark.parametrize("box", [None, (5, 3, 14, 10), (5.5, 3.5, 14.5, 10.5), (1, 2, 60, 40)])
+def test_a_given_array_is_filled_and_its_neighbours_are_not(photo, way, box):
+    if way == "opencv":
+        pytest.importorskip("cv2", reason="it is optional")
+    rows = np.zeros((3, 7, 9, 3), np.uint8)
+    filled = geometry.resize(photo, 9, 7, box=box, interpolation=way, out=rows[1])
+    assert np.shares_memory(filled, rows) and not rows[0].any() and not rows[2].any()
+    made = geometry.resize(photo, 9, 7, box=box, interpolation=way)
+    np.testing.assert_array_equal(rows[1], made)
+    assert made.flags.owndata and not np.shares_memory(made, photo)
+
+
 @pytest.mark.parametrize("shape", [(43, 61), (61, 43), (50, 50), (31, 224), (2, 9), (225, 224)])
 def test_shortest_side_cuts_the_middle(shape):
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from clip_jax.sharding.place import (
     batch_sharding,
     check_batch,
     follow,
+    is_matrix,
     param_shardings,
     place_batch,
 )
-from clip_jax.sharding.rules import DATA_PARALLEL, FSDP, AxisRules
+from clip_jax.sharding.rules import DATA_PARALLEL, FSDP, HYBRID, TENSOR_PARALLEL, AxisRules
 
 
 def test_each_dimension_goes_where_its_name_says():
@@ -71,7 +74,7 @@ def test_fsdp_splits_every_matrix_and_data_parallel_none(tiny_params):
     assert all(s.is_fully_replicated for s in jax.tree.leaves(whole))
     split = param_shardings(tiny_params, axes, FSDP, mesh)
     for path, sharding in zip(tree.paths(split), jax.tree.leaves(split), strict=True):
-        assert sharding.is_fully_replicated == ("width" not in str(_axes_of(axes, path)))
+        assert sharding.is_fully_replicated != is_matrix(_axes_of(axes, path)), path
 
 
 def _axes_of(axes, path):
@@ -81,14 +84,51 @@ def _axes_of(axes, path):
 
 
 def test_dimensions_that_the_mesh_does_not_divide_are_listed_all_at_once():
-    mesh = build_mesh(MeshConfig())
-    odd = {"text": {"tokens": {"embedding": np.zeros((63, 12))}, "norm": {"scale": np.zeros(12)}}}
+    mesh = build_mesh(MeshConfig(data=2, model=4))
+    odd = {"text": {"tokens": {"embedding": np.zeros((63, 12))}, "blocks": {"attend": {}}}}
+    odd["text"]["blocks"]["attend"] = {"out": {"kernel": np.zeros((2, 6, 8, 48))}}
     message = (
-        r"text/norm/scale: width of size 12 over 8 devices.*"
-        r"text/tokens/embedding: width of size 12 over 8 devices"
+        r"text/blocks/attend/out/kernel: heads of size 6 over 4 devices.*"
+        r"text/tokens/embedding: vocab of size 63 over 4 devices"
     )
     with pytest.raises(ValueError, match=message):
-        param_shardings(odd, logical_axes(odd), FSDP, mesh)
+        param_shardings(odd, logical_axes(odd), TENSOR_PARALLEL, mesh)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((16, 64), 8), ((12, 6), 8), ((12, 9), 4), ((7, 9), 1), ((63, 40), 8)]
+)
+def test_fsdp_splits_what_a_power_of_two_divides_over_both_dimensions(shape, parts):
+    mesh, params = build_mesh(MeshConfig()), {"text": {"mlp": {"up": {"kernel": np.zeros(shape)}}}}
+    placed = param_shardings(params, logical_axes(params), FSDP, mesh)
+    sharding = placed["text"]["mlp"]["up"]["kernel"]
+    assert np.prod(shape) // np.prod(sharding.shard_shape(shape)) == parts
+    array = jax.device_put(np.arange(np.prod(shape)).reshape(shape), sharding)
+    np.testing.assert_array_equal(array, np.arange(np.prod(shape)).reshape(shape))
+
+
+def test_tensor_parallel_and_fsdp_split_the_same_matrix():
+    mesh = build_mesh(MeshConfig(data=4, model=2))
+    both = dataclasses.replace(TENSOR_PARALLEL, params=("data",))
+    params = {"text": {"blocks": {"mlp": {"up": {"kernel": np.zeros((3, 8, 32))}}}}}
+    placed = param_shardings(params, logical_axes(params), both, mesh)
+    sharding = placed["text"]["blocks"]["mlp"]["up"]["kernel"]
+    assert np.prod(sharding.shard_shape((3, 8, 32))) == 3 * 8 * 32 // 8
+    assert sharding.shard_shape((3, 8, 32))[0] == 3
+
+
+def test_hybrid_keeps_a_copy_in_each_replica():
+    mesh = build_mesh(MeshConfig(replica=2))
+    params = {"text": {"mlp": {"up": {"kernel": np.zeros((16, 64))}}}}
+    for table, parts in ((HYBRID, 4), (AxisRules(params=("replica", "data")), 8)):
+        placed = param_shardings(params, logical_axes(params), table, mesh)
+        sharding = placed["text"]["mlp"]["up"]["kernel"]
+        assert 1024 // np.prod(sharding.shard_shape((16, 64))) == parts
+
+
+def test_parameters_are_split_only_over_what_splits_the_batch():
+    with pytest.raises(ValueError, match=r"params over \['model'\], which do not split the batch"):
+        AxisRules(params=("model",))
 
 
 def test_moments_lie_where_their_parameters_lie():
@@ -103,7 +143,7 @@ def test_moments_lie_where_their_parameters_lie():
     assert placed["mu"]["a"]["kernel"].spec == P("data")
     assert placed["mu"]["kernel"].is_fully_replicated
     assert placed["count"].is_fully_replicated
-    assert placed["row"]["a"]["kernel"].is_fully_replicated  # a factored moment
+    assert placed["row"]["a"]["kernel"].spec == P("data")  # a factored moment
 
 
 def test_a_batch_keeps_its_order_across_devices():

@@ -11,7 +11,7 @@ from clip_jax.optim.schedule import Constant
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding.mesh import MeshConfig, build_mesh
 from clip_jax.sharding.place import batch_parts, place_batch
-from clip_jax.sharding.rules import DATA_PARALLEL, FSDP
+from clip_jax.sharding.rules import DATA_PARALLEL, FSDP, TENSOR_PARALLEL
 from clip_jax.train.assemble import assemble
 
 STEPS, BATCH = 5, 16
@@ -84,10 +84,21 @@ def test_eight_devices_give_the_losses_and_parameters_of_one(tiny, alone, layout
 
 
 def test_the_sigmoid_loss_is_global_over_the_mesh_too(tiny, variant):
-    model = variant(tiny, bias=-5.0)
-    one = run(build(model, Sigmoid()))[1]
-    eight = run(build(model, Sigmoid(), mesh=build_mesh(MeshConfig()), rules=FSDP))[1]
-    assert [s["loss"] for s in eight] == pytest.approx([s["loss"] for s in one], rel=1e-5)
+    without = {"image.stack.dropout": 0.0, "text.stack.dropout": 0.0}
+    model = variant(tiny, bias=-5.0, **without)
+    one = [s["loss"] for s in run(build(model, Sigmoid()))[1]]
+    for loss in (Sigmoid(), Sigmoid(tile=1)):
+        eight = run(build(model, loss, mesh=build_mesh(MeshConfig()), rules=FSDP))[1]
+        assert [s["loss"] for s in eight] == pytest.approx(one, rel=1e-5)
+
+
+def test_a_loss_in_tiles_gives_the_same_run(tiny, alone):
+    mesh = build_mesh(MeshConfig(replica=2, model=2))
+    seen = run(build(tiny, Softmax(tile=3), mesh=mesh))[1]
+    for ours, theirs in zip(seen, alone[1], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["accuracy"] == theirs["accuracy"]
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
 
 
 def test_packed_captions_give_the_same_run_on_any_mesh(tiny, variant):
@@ -146,9 +157,9 @@ def test_the_state_given_to_a_step_is_used_up(tiny):
         np.asarray(state.params["logit_scale"])
 
 
-def test_patterns_and_sizes_that_fit_nothing_are_refused(tiny, variant):
+def test_patterns_and_sizes_that_fit_nothing_are_refused(tiny):
     with pytest.raises(ValueError, match=r"pattern 'imgae/\*' matches no parameter"):
         build(tiny, optim=OptimConfig(learning_rate=1e-3, rates={"imgae/*": 0.0}))
-    model = variant(tiny, **{"image.stack.width": 12, "text.stack.width": 12})
-    with pytest.raises(ValueError, match=r"the mesh does not divide .*width of size 12 over 8"):
-        build(model, mesh=build_mesh(MeshConfig()), rules=FSDP)
+    mesh = build_mesh(MeshConfig(data=2, model=4))
+    with pytest.raises(ValueError, match=r"the mesh does not divide .*heads of size 2 over 4"):
+        build(tiny, mesh=mesh, rules=TENSOR_PARALLEL)

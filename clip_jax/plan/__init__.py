@@ -1,0 +1,1 @@
+"""A pod rehearsed without a pod: what a training step costs, before it is paid for."""

@@ -1,0 +1,162 @@
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clip_jax.sharding import processes
+from clip_jax.sharding.line import Place
+from clip_jax.sharding.processes import (
+    agree,
+    find_place,
+    gather_json,
+    is_first,
+    process_rows,
+    stop_asked,
+    take_flags,
+)
+
+PLACE = {"--coordinator": "host:5", "--processes": "3", "--process": "2"}
+VARIABLES = {
+    "CLIP_JAX_COORDINATOR": "other:6",
+    "CLIP_JAX_PROCESSES": "4",
+    "CLIP_JAX_PROCESS": "1",
+}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[003-009]",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+}
+
+
+def test_flags_are_taken_wherever_they_stand_and_all_else_is_left():
+    argv = ["--steps", "5", "--process", "2", "--seed=1", "--processes=3", "--coordinator=host:5"]
+    assert take_flags(argv) == (PLACE, ["--steps", "5", "--seed=1"])
+    assert take_flags(["--steps", "5"]) == ({}, ["--steps", "5"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--process"], ["--process="], ["--process", "--steps"], ["--process=1", "--process=2"]],
+)
+def test_a_flag_has_one_value(argv):
+    with pytest.raises(ValueError, match=r"^--process needs one value$"):
+        take_flags(argv)
+
+
+def test_flags_win_over_the_environment():
+    assert find_place(PLACE, VARIABLES) == Place(coordinator="host:5", processes=3, process=2)
+    assert find_place({}, VARIABLES) == Place(coordinator="other:6", processes=4, process=1)
+    mixed = find_place({"--process": "3"}, VARIABLES)
+    assert mixed == Place(coordinator="other:6", processes=4, process=3)
+
+
+def test_one_process_is_alone():
+    assert find_place({}, {}) is None
+    assert find_place(PLACE | {"--processes": "1", "--process": "0"}, {}) is None
+
+
+def test_what_is_missing_or_no_number_is_named():
+    with pytest.raises(ValueError) as error:
+        find_place({"--processes": "2"}, {"CLIP_JAX_PROCESS": "0"})
+    assert "missing: ['--coordinator (or CLIP_JAX_COORDINATOR)']" in str(error.value)
+    with pytest.raises(ValueError, match="--processes 'two' and --process '2' must be numbers"):
+        find_place(PLACE | {"--processes": "two"}, {})
+    with pytest.raises(ValueError, match="there is no process 2 among 2"):
+        find_place(PLACE | {"--processes": "2"}, {})
+
+
+def test_slurm_says_which_process_this_is(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
+    found = find_place({}, {})
+    assert found == Place(coordinator="node003:1234", processes=8, process=5, local_devices=(1,))
+    assert find_place(PLACE, {}) == Place(coordinator="host:5", processes=3, process=2)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert find_place({}, {}) is None
+
+
+def test_a_process_alone_is_the_first_and_gathers_its_own_value():
+    value = {"a": [1, 2.5, "x", None], "b": (1, 2)}
+    assert is_first()
+    assert gather_json(value) == [{"a": [1, 2.5, "x", None], "b": [1, 2]}]
+    agree({"anything": "goes"})
+
+
+def test_all_differences_are_named_with_their_processes(monkeypatch):
+    own = {"seed": "0", "data": "9 samples", "loss": "softmax"}
+    everywhere = [own, own | {"seed": "3"}, own | {"seed": "3", "data": "8 samples"}]
+    del everywhere[2]["loss"]
+    monkeypatch.setattr(processes, "gather_json", lambda value: everywhere)
+    with pytest.raises(ValueError) as error:
+        agree(own)
+    assert str(error.value) == (
+        "the processes of this run differ in "
+        "seed: 0 on process 0, 3 on processes 1, 2; "
+        "data: 9 samples on processes 0, 1, 8 samples on process 2; "
+        "loss: softmax on processes 0, 1, absent on process 2"
+    )
+
+
+class Device:
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+class Rows:
+    """A sharding of rows over devices of several processes."""
+
+    def __init__(self, *held):
+        self.held = held
+
+    def devices_indices_map(self, shape):
+        return {Device(process): (rows,) for process, rows in self.held}
+
+
+def test_rows_of_a_batch_on_this_process():
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    assert process_rows(split, 16) == tuple(range(16))
+    interleaved = Rows((1, slice(0, 2)), (0, slice(2, 4)), (1, slice(4, 6)), (0, slice(6, 8)))
+    assert process_rows(interleaved, 8) == (2, 3, 6, 7)
+    twice = Rows((0, slice(0, 4)), (0, slice(0, 4)), (1, slice(4, 8)))
+    assert process_rows(twice, 8) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        Rows((0, slice(None)), (1, slice(None))),
+        Rows((0, slice(0, 2)), (1, slice(2, 8))),
+    ],
+)
+def test_processes_that_hold_the_same_rows_or_unequally_many_are_refused(sharding):
+    with pytest.raises(ValueError, match="2 processes cannot share the rows of a batch of 8"):
+        process_rows(sharding, 8)
+
+
+def test_sigterm_asks_for_a_stop_while_the_block_runs():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_asked() as asked:
+        assert not asked(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked(2) and asked(3)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_the_main_thread_no_signal_is_caught():
+    def body():
+        with stop_asked() as asked:
+            answers.append(asked(1))
+
+    answers = []
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert answers == [False]
