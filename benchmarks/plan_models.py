@@ -16,7 +16,7 @@ from clip_jax.config import write_json
 from clip_jax.data import TarShards
 from clip_jax.losses import Sigmoid, Softmax
 from clip_jax.models.presets import preset
-from clip_jax.optim.build import AdamW, OptimConfig
+from clip_jax.optim.build import Adafactor, AdamW, OptimConfig
 from clip_jax.plan.advice import with_remat
 from clip_jax.plan.report import to_json
 from clip_jax.plan.run import rehearse
@@ -29,6 +29,7 @@ from clip_jax.train.experiment import TrainConfig
 BATCH = 32_768
 RULES = {
     "replicated": DATA_PARALLEL,
+    "replicated, Adafactor": DATA_PARALLEL,
     "FSDP": FSDP,
     "FSDP, gathered once": dataclasses.replace(FSDP, regather=False),
 }
@@ -37,14 +38,17 @@ PEER = ("ViT-B-16-SigLIP", "ViT-L-16-SigLIP-256", "ViT-SO400M-14-SigLIP")
 """Models whose step in big_vision was compiled for v5e:16x16, too."""
 ROWS = dict.fromkeys(
     [(model, "v5e-256", rules) for model in PEER for rules in ("FSDP", "replicated")]
+    + [(model, "v5e-256", "replicated, Adafactor") for model in PEER]
     + [("ViT-SO400M-14-SigLIP", "v5e-256", "FSDP, gathered once")]
     + [(model, slice_, "FSDP") for slice_ in ("v5e-256", "v5p-128") for model in MODELS]
 )
 
 
 def config(model: str, rules: str) -> TrainConfig:
-    """AdamW with its first moment in bfloat16, the loss in tiles, blocks computed again."""
+    """First moment in bfloat16, the loss in tiles, blocks computed again."""
     made = preset(model)
+    factored = rules.endswith("Adafactor")
+    method = Adafactor(moment_dtype="bfloat16") if factored else AdamW(moment_dtype="bfloat16")
     return with_remat(
         TrainConfig(
             run="unused",
@@ -55,7 +59,7 @@ def config(model: str, rules: str) -> TrainConfig:
             tokenizer=ClipBpe(context_length=made.text.context_length),
             model=made,
             loss=Softmax(tile=1024) if made.bias is None else Sigmoid(tile=1024),
-            optim=OptimConfig(method=AdamW(moment_dtype="bfloat16"), learning_rate=1e-3),
+            optim=OptimConfig(method=method, learning_rate=1e-3),
             rules=RULES[rules],
         ),
         "nothing",

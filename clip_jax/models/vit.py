@@ -64,7 +64,7 @@ class ViTConfig:
             raise ValueError(f"patch_dropout must lie in [0, 1), got {self.patch_dropout}")
         if self.patch_dropout and self.positions == "naflex":
             raise ValueError("patch_dropout is not for positions 'naflex': images are padded there")
-        if not self.kept_patches:
+        if self.patch_dropout and not self.kept_patches:
             raise ValueError(
                 f"patch_dropout {self.patch_dropout} leaves none of {self.grid}^2 patches"
             )

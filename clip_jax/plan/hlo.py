@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
+"""Of exchanges; a TPU program sends what goes to another slice through the hosts."""
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "c64": 64, "c128": 128}
 """Sizes that the last digits of a type's name do not tell."""
@@ -29,7 +30,7 @@ class Collective:
     times: int
     """How often a step runs it: the trip counts of the loops around it, multiplied."""
     group: int
-    """Devices that take part in one exchange; 1 for a permutation of all."""
+    """Devices that take part in one exchange; 1 where each sends to one other."""
     axes: tuple[str, ...]
     """Mesh axes along which they lie."""
     source: str
@@ -50,6 +51,7 @@ class Collective:
             "reduce-scatter": self.group - 1,
             "all-to-all": rest,
             "collective-permute": 1,
+            "send": 1,
         }
         return float(self.total * per_result[self.kind])
 
@@ -193,14 +195,19 @@ def _collective(
         kept = [i for i in around if i.root and i.op == "dynamic-slice"]
         if kept and kept[0].rest.startswith(f"(%{line.name},"):
             kind, results = "reduce-scatter", shapes(kept[0].shape)
-    groups = _pairs(line.rest) if kind == "collective-permute" else _group(line.rest, mesh)
+    if kind == "send":
+        results = results[:1]  # What follows counts the progress.
+        groups = np.arange(mesh.devices.size)[:: mesh.devices[0].size][None]
+    else:
+        permutes = kind == "collective-permute"
+        groups = _pairs(line.rest) if permutes else _group(line.rest, mesh)
     source = re.search(r'op_name="([^"]*)"', line.rest)
     return Collective(
         kind=kind,
         shapes=tuple(shape for shape, _ in results),
         bytes=sum(size for _, size in results),
         times=times,
-        group=1 if kind == "collective-permute" else groups.shape[1],
+        group=1 if kind in ("collective-permute", "send") else groups.shape[1],
         axes=_axes(groups, mesh),
         source=source[1] if source else "",
     )

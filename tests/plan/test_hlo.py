@@ -119,6 +119,7 @@ PROGRAM = """HloModule jit_f
   %async-start = (bf16[2,128], bf16[8,128]) fusion(%w), kind=kCustom, calls=%start
   %async-done = bf16[8,128]{1,0} fusion(%async-start), kind=kCustom, calls=%end
   %permute = (f32[2]{0}, f32[2]{0}, u32[]{:S(2)}, u32[]) collective-permute-start(%u), PAIRS
+  %send = (f32[3,128]{1,0}, u32[], token[]) send(%u, %after-all), is_host_transfer=true
   %ags = (f32[2]{0}, f32[8]{0}) all-gather-start(%u), GROUPS, dimensions={0}
 }
 
@@ -152,10 +153,12 @@ def test_the_text_of_a_tpu_program_is_understood(mesh, groups, axes):
         ("all-gather", 8 * 128 * 2),  # One, in two fusions.
         ("collective-permute", 2 * 4),
         ("all-gather", 8 * 4),
+        ("send", 3 * 128 * 4),
     }
     assert all(one.times == 12 for one in found.values())
     assert found["reduce-scatter", 2048].axes == axes
     assert found["collective-permute", 8].axes == ("b",)
+    assert found["send", 1536].axes == ("a",)  # Slices lie along the first axis.
 
 
 @pytest.mark.parametrize(
