@@ -24,7 +24,7 @@ from clip_jax.plan.topology import parse
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding.rules import DATA_PARALLEL, FSDP
 from clip_jax.tokenizers import ClipBpe
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 BATCH = 32_768
 RULES = {

@@ -8,7 +8,7 @@ Look at the data first: clip-jax data configs/cc12m.py --limit 2000
 """
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import contrastive
 
 

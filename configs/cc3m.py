@@ -9,7 +9,7 @@ Look at the data first: clip-jax data configs/cc3m.py --limit 2000
 """
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import contrastive
 
 

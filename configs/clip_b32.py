@@ -10,7 +10,7 @@ Ours: gradients clipped at a norm of 1, sharding, the loss in tiles.
 """
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import LAION_400M, at_scale, contrastive
 
 

@@ -11,7 +11,7 @@ Half the patches (FLIP), 53% of the arithmetic: --model.image.patch-dropout 0.5
 """
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import LAION_400M, at_scale, contrastive
 
 

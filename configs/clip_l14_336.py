@@ -11,7 +11,7 @@ cosine, gradients clipped at a norm of 1, sharding, the loss in tiles, remat.
 import dataclasses
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import LAION_400M, at_scale, contrastive
 
 

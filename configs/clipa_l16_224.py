@@ -11,7 +11,7 @@ on ImageNet: 69.3%; not yet repeated here. Ours: sharding, the loss in tiles, re
 import dataclasses
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import at_scale, clipa
 
 

@@ -10,7 +10,7 @@ import dataclasses
 
 from clip_jax.data import Tfds
 from clip_jax.eval.retrieval import Retrieval
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import contrastive
 
 

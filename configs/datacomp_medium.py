@@ -8,7 +8,7 @@ accuracy on ImageNet (Gadre et al. 2023, arXiv:2304.14108, table 3); not yet rep
 """
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import contrastive
 
 

@@ -21,7 +21,7 @@ from clip_jax.optim.schedule import Cosine
 from clip_jax.preprocess.augment import Augment
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.tokenizers import ClipBpe
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 EPOCHS, IMAGES, BATCH = 30, 6000, 256
 

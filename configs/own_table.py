@@ -10,7 +10,7 @@ takes far fewer pairs than training from scratch. Look first: clip-jax data pair
 import dataclasses
 
 from clip_jax.data import Table
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import contrastive
 
 

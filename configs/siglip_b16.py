@@ -10,7 +10,7 @@ which is not public; not yet repeated here. Ours: sharding, the loss in tiles, r
 """
 
 from clip_jax.data import TarShards
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import at_scale, sigmoid
 
 

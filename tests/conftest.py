@@ -88,7 +88,7 @@ def experiment(tmp_path_factory):
     from clip_jax.optim.build import OptimConfig
     from clip_jax.preprocess.recipe import Recipe
     from clip_jax.tokenizers import SentencePiece, sentencepiece
-    from clip_jax.train.experiment import TrainConfig
+    from clip_jax.train.config import TrainConfig
 
     vocabulary = str(tmp_path_factory.mktemp("vocabulary") / "digits.model")
     source = Digits(colourings=1).open("train")

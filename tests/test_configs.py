@@ -11,7 +11,7 @@ from clip_jax.models.flops import parameters
 from clip_jax.models.presets import preset
 from clip_jax.pretrained.start import MAY_DIFFER
 from clip_jax.sharding.rules import FSDP
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -20,6 +20,8 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 ALLOWED = {("config", "tree"), ("sharding", "tree")}
 """Within the lowest level: paths of a pytree serve all."""
+COMPOSES = ("train/config.py", "train/experiment.py")
+"""A run holds its evaluations, and drives them."""
 
 
 def imported_rooms(source):
@@ -42,7 +44,7 @@ def faults(files):
             continue
         for other in imported_rooms(source):
             across = other != room and LEVEL[other] >= LEVEL[room]
-            composes = name == "train/experiment.py" and other == "eval"
+            composes = name in COMPOSES and other == "eval"
             if across and not composes and (room, other) not in ALLOWED:
                 yield f"{name} imports {other}"
 

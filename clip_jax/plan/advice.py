@@ -12,7 +12,7 @@ from clip_jax.optim.build import Adafactor
 from clip_jax.plan.hlo import Collective
 from clip_jax.plan.topology import Topology
 from clip_jax.sharding.rules import FSDP
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,10 @@ from clip_jax.plan.hlo import Collective, collectives
 from clip_jax.plan.topology import Topology, devices
 from clip_jax.plan.traffic import traffic
 from clip_jax.sharding.mesh import build_mesh
-from clip_jax.sharding.place import batch_parts, check_batch
+from clip_jax.sharding.place import batch_parts
 from clip_jax.sharding.refine import refine
-from clip_jax.train.assemble import Assembled, assemble
-from clip_jax.train.experiment import TrainConfig
-from clip_jax.train.forward import check_accumulate
+from clip_jax.train.assemble import Assembled, assemble_run
+from clip_jax.train.config import TrainConfig
 
 
 class DoesNotFitError(ValueError):
@@ -90,21 +89,7 @@ def assembled(config: TrainConfig, topology: Topology) -> Assembled:
       ValueError: mesh, batch, model and topology do not fit together.
     """
     mesh = build_mesh(config.mesh, devices(topology))
-    check_batch("batch", config.batch, config.rules, mesh)
-    check_accumulate(config.batch, config.accumulate, config.rules, mesh)
-    return assemble(
-        model=config.model,
-        loss=config.loss,
-        optim=config.optim,
-        recipe=config.recipe,
-        rules=config.rules,
-        mesh=mesh,
-        seed=config.seed,
-        steps=config.steps,
-        accumulate=config.accumulate,
-        ema=config.ema,
-        param_dtype=config.param_dtype,
-    )
+    return assemble_run(config, mesh)
 
 
 def compile_step(config: TrainConfig, topology: Topology) -> Compiled:

@@ -7,7 +7,7 @@ from clip_jax.plan.advice import Change
 from clip_jax.plan.compile import Compiled, DoesNotFitError
 from clip_jax.plan.roofline import Estimate
 from clip_jax.plan.topology import Topology
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 GIB, MIB = 2**30, 2**20
 

@@ -8,7 +8,7 @@ from clip_jax.models.resnet import ResNetConfig
 from clip_jax.models.transformer import StackConfig
 from clip_jax.plan.hlo import Collective
 from clip_jax.plan.topology import Topology
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 ASSUMPTIONS = (
     "matrix products run at the chip's peak rate in bfloat16",

@@ -13,7 +13,7 @@ from clip_jax.plan.report import Plan, show, to_json
 from clip_jax.plan.roofline import estimate
 from clip_jax.plan.topology import Topology
 from clip_jax.sharding.rules import DATA_PARALLEL, FSDP
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 HOPELESS = 2.0
 """What by estimate needs so many times the memory that there is, a sweep does not compile."""

@@ -15,7 +15,8 @@ from clip_jax.optim.build import DType, OptimConfig, build
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding import place
 from clip_jax.sharding.rules import AxisRules
-from clip_jax.train.forward import make_forward
+from clip_jax.train.config import TrainConfig
+from clip_jax.train.forward import check_accumulate, make_forward
 from clip_jax.train.state import State
 from clip_jax.train.step import Step, make_step
 
@@ -92,4 +93,27 @@ def assemble(
         init=jax.jit(init, out_shardings=shardings),
         abstract=jax.tree.map(abstract, state, shardings),
         batch_sharding=batch,
+    )
+
+
+def assemble_run(config: TrainConfig, mesh: Mesh) -> Assembled:
+    """The parts of a run on a mesh, the same for training and for planning it.
+
+    Raises:
+      ValueError: batch, accumulation, model and mesh do not fit together.
+    """
+    place.check_batch("batch", config.batch, config.rules, mesh)
+    check_accumulate(config.batch, config.accumulate, config.rules, mesh)
+    return assemble(
+        model=config.model,
+        loss=config.loss,
+        optim=config.optim,
+        recipe=config.recipe,
+        rules=config.rules,
+        mesh=mesh,
+        seed=config.seed,
+        steps=config.steps,
+        accumulate=config.accumulate,
+        ema=config.ema,
+        param_dtype=config.param_dtype,
     )

@@ -1,9 +1,8 @@
-"""A whole training run: what it is made of, and how its parts are put together."""
+"""A whole training run: how its parts are put together and driven."""
 
-import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,168 +12,25 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from clip_jax.checkpoint.start import open_run
-from clip_jax.checkpoint.store import CheckpointConfig, Store
+from clip_jax.checkpoint.store import Store
 from clip_jax.config import to_data
-from clip_jax.data import DatasetConfig
 from clip_jax.data.feed import Feed
-from clip_jax.data.packing import Packing
-from clip_jax.data.pipeline import Pipeline, train_batches
+from clip_jax.data.pipeline import train_batches
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
-from clip_jax.eval.suite import EvalConfig, run_evals, write_figures
-from clip_jax.losses import LossConfig, Softmax
-from clip_jax.models.clip import ClipConfig
-from clip_jax.optim.build import DType, OptimConfig
-from clip_jax.preprocess.augment import Augment
-from clip_jax.preprocess.recipe import Recipe
-from clip_jax.sharding.mesh import MeshConfig, build_mesh
+from clip_jax.eval.suite import run_evals, write_figures
+from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
 from clip_jax.sharding.processes import agree, gather_json, is_first, process_rows, stop_asked
-from clip_jax.sharding.rules import AxisRules
-from clip_jax.tokenizers import ClipBpe, TokenizerConfig, storage
-from clip_jax.train.assemble import Assembled, assemble
+from clip_jax.tokenizers import storage
+from clip_jax.train.assemble import Assembled, assemble_run
 from clip_jax.train.begin import begin_params
+from clip_jax.train.config import LOCAL, MAY_DIFFER, TrainConfig, check_vocabulary
 from clip_jax.train.fingerprints import fingerprints
-from clip_jax.train.forward import check_accumulate
 from clip_jax.train.hooks import EvalHook, SaveHook
 from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
 from clip_jax.train.loop import DivergedError, Stop, fit
 from clip_jax.train.state import State
-
-MAY_DIFFER = (
-    "run",
-    "steps",
-    "log_every",
-    "checkpoint.*",
-    "pipeline.*",
-    "mesh.*",
-    "rules.*",
-    "loss.tile",
-    "model.*.stack.remat",
-    "model.*.stack.offload",
-    "accumulate",
-    "data.root",
-    "data.path",
-    "data.sources.*.0.root",
-    "data.sources.*.0.path",
-    "*.window.cache",
-    "*.window.fetches",
-    "evals*",
-    "eval_batch",
-)
-"""Fields that only say how long, how often or where: a run may go on under other values."""
-
-LOCAL = ("run", "pipeline.*", "*.root", "*.path", "*.window.cache")
-"""Fields that may differ between the processes of one run: where a machine has its files."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One experiment, completely."""
-
-    run: str
-    """Run folder: everything that is written goes there."""
-    start_from: str | None = None
-    """What a fresh run's parameters begin as: a run or checkpoint, or published weights as
-    `clip_jax.load` takes them (`hf-hub:org/name`, `ViT-B-32/openai`); None: random ones."""
-    seed: int = 0
-    """All random numbers follow from it."""
-    steps: int
-    """Updates in all."""
-    batch: int
-    """Pairs per update, over all devices (B)."""
-    accumulate: int = 1
-    """Parts into which each device divides its share of a batch for the towers, one after the
-    other, in the memory of one; the loss is that of all pairs. The result is the same but for
-    rounding, at the cost of one more forward pass.
-
-    Source: Gao et al. 2021, arXiv:2101.06983, section 3.2; Pham et al. 2021, arXiv:2111.10050,
-    section 4."""
-    ema: float | None = None
-    """Decay of a moving average of the parameters, in (0, 1), e.g. 0.9999; early on the smaller
-    (1 + step) / (10 + step). The average is what is evaluated, and what others load. None: no
-    average."""
-    param_dtype: DType = "float32"
-    """Type of the matrices that the model computes with. The parameters themselves, their
-    gradients once summed, and all of the optimizer's arithmetic are float32.
-
-    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.1."""
-    data: DatasetConfig
-    """Where the pairs are; its split 'train' is trained on."""
-    recipe: Recipe
-    """Image size, resize mode and normalisation, in training and in use."""
-    augment: Augment = Augment()
-    """Random changes of training images."""
-    tokenizer: TokenizerConfig
-    model: ClipConfig
-    loss: LossConfig = Softmax()
-    optim: OptimConfig
-    mesh: MeshConfig = MeshConfig()
-    """Devices along each mesh axis."""
-    rules: AxisRules = AxisRules()
-    """Mesh axes of each logical axis: data-parallel, or sharding.rules.FSDP."""
-    pipeline: Pipeline = Pipeline()
-    """How samples are read and prepared on the host."""
-    streams: int = 1
-    """Equal groups of rows of each batch, with a part of each epoch for each, so that a process
-    reads only its own part: 1, or a multiple of the processes. It changes the order."""
-    packing: Packing | None = None
-    """Captions end to end, so that padding costs nothing; for causal text towers."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    evals: dict[str, EvalConfig] = dataclasses.field(default_factory=dict)
-    """Evaluations by name; all run at the end, some every so many steps."""
-    eval_batch: int = 64
-    """Images, or texts, per call while evaluating."""
-    log_every: int = 10
-    """Steps between two lines of metrics."""
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be at least 1, got {value}"
-            for name in ("steps", "batch", "accumulate", "eval_batch", "log_every")
-            if (value := getattr(self, name)) < 1
-        ]
-        if self.ema is not None and not 0 < self.ema < 1:
-            faults.append(f"ema must be above 0 and below 1, or None, got {self.ema}")
-        for name, ours, theirs in (
-            ("image size", self.recipe.size, self.model.image.image_size),
-            ("context length", self.tokenizer.context_length, self.model.text.context_length),
-        ):
-            if ours != theirs:
-                faults.append(f"{name}: {ours} in the data, {theirs} in the model")
-        faults += [*self._text_faults(), *self._best_faults()]
-        if "://" in self.run:
-            faults.append(f"run {self.run!r}: a run folder lies on a local (or mounted) disk")
-        if faults:
-            raise ValueError("; ".join(faults))
-
-    def _text_faults(self) -> Iterator[str]:
-        """What in tokenizer, text tower and packing does not fit together."""
-        text = self.model.text
-        highest = text.pool == "eot" and text.eot_id is None
-        if highest and not isinstance(self.tokenizer, ClipBpe):
-            yield (
-                "model.text.pool 'eot' takes the highest id for the end of text, which only "
-                "ClipBpe gives: name it with eot_id, or set pool='last' and causal=False"
-            )
-        if self.packing and not highest:
-            yield "packing needs a causal text tower with pool 'eot' and no eot_id"
-        if self.packing and self.packing.row < text.context_length:
-            yield f"packing.row {self.packing.row} is below context_length {text.context_length}"
-
-    def _best_faults(self) -> Iterator[str]:
-        """Why the best checkpoint could not be kept."""
-        best, every = self.checkpoint.best, self.checkpoint.every_steps
-        if best is None:
-            return
-        of = [e for name, e in self.evals.items() if best.startswith(f"{e.task}/{name}/")]
-        if not of:
-            yield f"checkpoint.best {best!r} is no figure of the evals {sorted(self.evals)}"
-        elif not of[0].every_steps or every % of[0].every_steps:
-            yield (
-                f"checkpoint.every_steps {every} must be a multiple of every_steps of the "
-                f"evaluation that checkpoint.best names ({of[0].every_steps})"
-            )
 
 
 def train(config: TrainConfig, console: Console) -> None:
@@ -187,8 +43,7 @@ def train(config: TrainConfig, console: Console) -> None:
       StoppedError: SIGTERM; all is saved.
     """
     mesh = build_mesh(config.mesh)
-    check_batch("batch", config.batch, config.rules, mesh)
-    check_accumulate(config.batch, config.accumulate, config.rules, mesh)
+    parts = assemble_run(config, mesh)
     check_batch("eval_batch", config.eval_batch, config.rules, mesh)
     check_vocabulary(config)
     source = config.data.open("train")
@@ -201,19 +56,6 @@ def train(config: TrainConfig, console: Console) -> None:
         open_run(config.run, to_data(config), may_differ=MAY_DIFFER)
         storage.keep(config.tokenizer, config.run)
     require_shared(config.run)
-    parts = assemble(
-        model=config.model,
-        loss=config.loss,
-        optim=config.optim,
-        recipe=config.recipe,
-        rules=config.rules,
-        mesh=mesh,
-        seed=config.seed,
-        steps=config.steps,
-        accumulate=config.accumulate,
-        ema=config.ema,
-        param_dtype=config.param_dtype,
-    )
     store = Store(pathlib.Path(config.run) / "checkpoints", config.checkpoint)
     try:
         _train(config, parts, source, store, console)
@@ -357,10 +199,3 @@ def require_shared(run: str) -> None:
             f"processes {blind} do not see the run folder {run} of process 0: it must lie on a "
             "disk that all of them share"
         )
-
-
-def check_vocabulary(config: TrainConfig) -> None:
-    """Raises ValueError if the tokenizer has ids that the model has no embedding for."""
-    ids, rows = config.tokenizer.vocab_size, config.model.text.vocab_size
-    if ids > rows:
-        raise ValueError(f"the tokenizer has {ids} ids, model.text.vocab_size is {rows}")

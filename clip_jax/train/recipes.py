@@ -14,7 +14,7 @@ from clip_jax.preprocess.augment import AreaCrop, Augment, Jitter
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding.rules import FSDP
 from clip_jax.tokenizers import ClipBpe, SentencePiece
-from clip_jax.train.experiment import TrainConfig
+from clip_jax.train.config import TrainConfig
 
 LAION_400M = 407_332_084
 """Pairs of it that open_clip and CLIPA count as an epoch."""

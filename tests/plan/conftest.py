@@ -14,7 +14,7 @@ def small_run():
     from clip_jax.preprocess.recipe import Recipe
     from clip_jax.sharding.rules import FSDP
     from clip_jax.tokenizers import ClipBpe
-    from clip_jax.train.experiment import TrainConfig
+    from clip_jax.train.config import TrainConfig
 
     stack = StackConfig(width=128, layers=3, heads=2, remat="nothing")
     return TrainConfig(
