@@ -113,29 +113,34 @@ def test_tokens_are_taken_group_by_group():
     np.testing.assert_array_equal(take_tokens(x, two_groups), expected)
 
 
+@pytest.fixture(scope="module")
+def stack_variables():
+    return jax.jit(Stack(CFG).init)(jax.random.key(1), normal(0, 4, 5, 12))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("ends", [[[4], [0], [2], [3]], [[9, 0, 7], [3, 5, 1]], [[19, 0, 0]]])
-@pytest.mark.parametrize("remat", [None, "nothing"])
-def test_a_stack_told_which_tokens_count_gives_those_of_the_whole(masked, ends, remat):
+def test_a_stack_told_which_tokens_count_gives_those_of_the_whole(masked, ends, stack_variables):
     x = normal(0, 4, 5, 12)
     mask = jnp.tril(jnp.ones((1, 1, 5, 5), bool)) if masked else None
     ends = jnp.array(ends)
-    variables = Stack(CFG).init(jax.random.key(1), x)
 
-    def value(cfg, variables, ends):
+    def value(variables, cfg):
         out = Stack(cfg).apply(variables, x, mask, ends)
         return jnp.sum(out * jnp.arange(out.size).reshape(out.shape)), out
 
-    def both(cfg):
-        return jax.jit(jax.value_and_grad(value, argnums=1, has_aux=True), static_argnums=0)(
-            cfg, variables, ends
-        )
+    @jax.jit  # One program: most of the time goes into starting to compile.
+    def all_ways(variables):
+        configs = [dataclasses.replace(CFG, unroll=3, remat=kept) for kept in (None, "nothing")]
+        return [
+            take_tokens(Stack(CFG).apply(variables, x, mask), ends),
+            *(jax.value_and_grad(value, has_aux=True)(variables, c) for c in (CFG, *configs)),
+        ]
 
-    slow = both(CFG)
-    fast = both(dataclasses.replace(CFG, unroll=3, remat=remat))
-    whole = Stack(CFG).apply(variables, x, mask)
-    np.testing.assert_allclose(fast[0][1], take_tokens(whole, ends), atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-3), slow, fast)
+    whole, slow, *fast = all_ways(stack_variables)
+    for found in fast:
+        np.testing.assert_allclose(found[0][1], whole, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-3), slow, found)
 
 
 def test_sine_positions_differ_everywhere_and_know_rows_from_columns():

@@ -97,7 +97,7 @@ def test_what_is_compiled_is_the_step_that_training_runs(small_run, monkeypatch)
         given.update(fields)
         raise ValueError("enough")
 
-    monkeypatch.setattr("clip_jax.plan.compile.assemble", stop)
+    monkeypatch.setattr("clip_jax.train.assemble.assemble", stop)
     with pytest.raises(ValueError, match="enough"):
         rehearse(dataclasses.replace(small_run, accumulate=2, ema=0.9), parse("v5e:2x4"))
     assert set(given) == set(inspect.signature(assemble).parameters)
