@@ -65,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=eval_suite.EPILOG,
     )
     made.add_argument(
-        "model", help="a run folder (its newest checkpoint), one checkpoints/STEP; with --suite "
-        "anything that clip_jax.load takes"
+        "model",
+        help="a run folder (its newest checkpoint), one checkpoints/STEP; with --suite "
+        "anything that clip_jax.load takes",
     )
     made.add_argument("--batch", type=int, help="images, or texts, per call (the run's, or 64)")
     made.add_argument(

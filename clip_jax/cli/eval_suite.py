@@ -182,7 +182,9 @@ def _finder(keys: tuple[str, ...], options: argparse.Namespace) -> Callable[...,
         if key in own:
             return open_folder(own[key], pathlib.Path(options.root) / key, warn)
         task = TASKS[key]
-        return open_folder(task, fetch(task, first) if hub else find(task, options.root, first), warn)
+        return open_folder(
+            task, fetch(task, first) if hub else find(task, options.root, first), warn
+        )
 
     return opened
 

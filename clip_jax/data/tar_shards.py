@@ -179,7 +179,7 @@ class TarSource:
         """
         return TarSource(self._shards, self._weights, strict=self._strict, numbers=True)
 
-    def keys(self) -> Iterator[str]:
+    def all_keys(self) -> Iterator[str]:
         """Keys of all samples in their order; no image is read."""
         for shard in self._shards:
             for key in shard.index.keys.tolist():

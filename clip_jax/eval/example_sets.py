@@ -1,4 +1,4 @@
-"""Data sets that are no tar files: parquet tables of pictures, and SugarCrepe's lists of captions."""
+"""Data sets that are no tar files: parquet tables of pictures, SugarCrepe's lists of captions."""
 
 import hashlib
 import pathlib
@@ -15,6 +15,7 @@ from clip_jax.eval.opened import Example, Opened
 from clip_jax.eval.tasks import Task
 
 _SPLITS = ("train", "test", "validation", "val", "dev")
+_CREPE = ("filename", "caption", "negative_caption")
 _PICTURES = ("val2017", "images", "coco/val2017", "../val2017", ".")
 """Where the pictures of SugarCrepe may lie, beside its lists."""
 
@@ -131,12 +132,11 @@ def open_sugarcrepe(task: Task, folder: pathlib.Path) -> Opened:
     for path in lists:
         found = read_json(path)
         for index, entry in found.items() if isinstance(found, dict) else [("", None)]:
-            wanted = ("filename", "caption", "negative_caption")
-            values = [entry.get(name) for name in wanted] if isinstance(entry, dict) else [None]
-            if not all(isinstance(value, str) and value for value in values):
-                faults.append(f"{path}: entry {index!r} has not all of {', '.join(wanted)}")
+            values = [entry.get(name) for name in _CREPE] if isinstance(entry, dict) else []
+            name, *texts = [v for v in values if isinstance(v, str) and v] or [""]
+            if len(texts) < 2:
+                faults.append(f"{path}: entry {index!r} has not all of {', '.join(_CREPE)}")
                 continue
-            name, *texts = values
             number = numbers.setdefault(name, len(numbers))
             examples.append(
                 Example(
@@ -154,9 +154,7 @@ def open_sugarcrepe(task: Task, folder: pathlib.Path) -> Opened:
         raise FileNotFoundError(f"{task.key}: none of its {len(numbers)} pictures is in {tried}")
     source = Named(home, tuple(numbers))
     mark = _mark(home / name for name in numbers if (home / name).is_file())
-    return Opened(
-        task=task, folder=folder, source=source, pictures=mark, examples=tuple(examples)
-    )
+    return Opened(task=task, folder=folder, source=source, pictures=mark, examples=tuple(examples))
 
 
 def _of_cells(

@@ -1,7 +1,7 @@
 """Data sets from the Hugging Face hub, under the names of both suites."""
 
 import pathlib
-from collections.abc import Callable
+from typing import Any
 
 from clip_jax.eval.folders import SPLIT, Layout
 from clip_jax.eval.tasks import Task
@@ -38,7 +38,9 @@ def fetch(task: Task, first: Layout = "benchmark") -> pathlib.Path:
         revisions = (None, _CONVERTED) if name == task.hub else (None,)
         for revision in revisions:
             folder, fault = _download(name, revision)
-            if folder is not None and any(folder.rglob("*.parquet" if name == task.hub else "*.tar")):
+            if folder is not None and any(
+                folder.rglob("*.parquet" if name == task.hub else "*.tar")
+            ):
                 return folder
             faults.append(fault or f"{name} has no picture in its split {SPLIT!r}")
     raise FileNotFoundError(f"{task.key}: {'; '.join(dict.fromkeys(faults))}")
@@ -49,8 +51,8 @@ def _download(name: str, revision: str | None) -> tuple[pathlib.Path | None, str
     from huggingface_hub import constants, errors, snapshot_download
 
     where = f"{constants.ENDPOINT}/datasets/{name}"
-    patterns = list((*_TARS, *_TABLES))
-    ask: Callable[..., str] = snapshot_download
+    patterns = [*_TARS, *_TABLES]
+    ask: Any = snapshot_download
     try:
         found = ask(name, repo_type="dataset", revision=revision, allow_patterns=patterns)
         return pathlib.Path(found), ""

@@ -1,4 +1,4 @@
-"""Data sets in the layouts of CLIP_benchmark and DataComp: folders of tar files and lists of names."""
+"""Data sets in the layouts of CLIP_benchmark and DataComp: tar files and lists of names."""
 
 import collections
 import difflib
@@ -180,7 +180,7 @@ def _shards(folder: pathlib.Path) -> TarSource:
 
 def _report_twins(task: Task, source: TarSource, warn: Callable[[str], None]) -> None:
     shards: dict[str, list[str]] = collections.defaultdict(list)
-    for key in source.keys():
+    for key in source.all_keys():
         shard, _, name = key.partition("/")
         shards[name].append(shard)
     twins = {name: found for name, found in shards.items() if len(found) > 1}

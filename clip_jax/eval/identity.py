@@ -1,4 +1,4 @@
-"""What an embedding depends on, as short hashes: a cache or a result of another model is not used."""
+"""What an embedding depends on, as hashes: nothing that another model made is ever used."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,13 @@ from etils import epath
 
 from clip_jax import tree
 
-_PROBES = ("", "a photo of a cat.", "Ünïcode — 猫 🐈, 12345!", "x" * 300, "don't\nSTOP  <b>&amp;</b>")
+_PROBES = (
+    "",
+    "a photo of a cat.",
+    "Ünïcode — 猫 🐈, 12345!",
+    "x" * 300,
+    "don't\nSTOP  <b>&amp;</b>",
+)
 
 
 def weights_mark(config: Any, params: Any) -> str:
@@ -34,15 +40,20 @@ def tokenizer_mark(tokenizer: Any) -> str:
     So a vocabulary may move, but not change.
     """
     mark = hashlib.sha256(type(tokenizer).__name__.encode())
-    for field in dataclasses.fields(tokenizer) if dataclasses.is_dataclass(tokenizer) else ():
-        value = getattr(tokenizer, field.name)
-        mark.update(f"{field.name} ".encode())
+    names = [field.name for field in dataclasses.fields(tokenizer)] if _is_config(tokenizer) else []
+    for name in names:
+        value = getattr(tokenizer, name)
+        mark.update(f"{name} ".encode())
         mark.update(_contents(value) or repr(value).encode("utf-8", "backslashreplace"))
     try:
         mark.update(np.asarray(tokenizer(list(_PROBES)), np.int64).tobytes())
     except ValueError as fault:  # A model without a vocabulary; embedding texts will say so.
         mark.update(str(fault).encode())
     return mark.hexdigest()
+
+
+def _is_config(tokenizer: Any) -> bool:
+    return dataclasses.is_dataclass(tokenizer)
 
 
 def _contents(value: Any) -> bytes | None:

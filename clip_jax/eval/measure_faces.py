@@ -54,6 +54,7 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
         "toxicity_nonhuman": (toxic >= NON_HUMAN) & (toxic < CRIME),
     }
     figures: dict[str, float] = {}
+    measured: list[tuple[str, np.ndarray, tuple[str, ...]]]
     measured = [(f"acc_{name}", values, ("race_binary",)) for name, values in right.items()]
     measured.append(("acc_gender_x", right["gender"], ("gender", "race")))
     measured += [(name, values, ("race",)) for name, values in said.items()]
@@ -114,7 +115,9 @@ def _require_known(
         except ValueError as fault:
             faults.append(str(fault))
     if len(names["toxic"]) <= CRIME:
-        faults.append(f"{len(names['toxic'])} classes of toxic:, but the first about crime is {CRIME}")
+        faults.append(
+            f"{len(names['toxic'])} classes of toxic:, but the first about crime is {CRIME}"
+        )
     if faults:
         raise ValueError(f"{opened.folder}: {'; '.join(faults)}")
 

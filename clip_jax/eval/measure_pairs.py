@@ -81,7 +81,7 @@ def winogavil(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
     )
     figures = {"avg_jaccard_score": found.mean()}
     sizes = sorted(set(counts))
-    wanted = {str(size): (size,) for size in (5, 6, 10, 12)}
+    wanted: dict[str, tuple[int, ...]] = {str(size): (size,) for size in (5, 6, 10, 12)}
     wanted["5-6"] = tuple(size for size in sizes if size <= 6)
     wanted["10-12"] = tuple(size for size in sizes if size >= 10)
     for name, these in wanted.items():

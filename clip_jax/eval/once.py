@@ -175,9 +175,10 @@ def _packed(pictures: Pictures) -> dict[str, np.ndarray]:
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> Pictures:
     words: dict[str, Any] = json.loads(arrays["words"].tobytes())
-    nested = {name: tuple(map(tuple, words.pop(name))) for name in ("texts", "numbers")}
-    plain = {name: tuple(values) for name, values in words.items()}
-    return Pictures(images=arrays["images"], **plain, **nested)
+    made: dict[str, Any] = {name: tuple(values) for name, values in words.items()}
+    for name in ("texts", "numbers"):
+        made[name] = tuple(map(tuple, made[name]))
+    return Pictures(images=arrays["images"], **made)
 
 
 def _short(*texts: str) -> str:

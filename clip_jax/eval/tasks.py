@@ -67,7 +67,10 @@ def _both(key: str, name: str, size: int, classes: int, chance: float, main: str
 
 
 def _benchmark(key: str, name: str, kind: Kind = "zero_shot") -> Task:
-    mains: Mapping[str, str] = {"retrieval": "mean_recall@1", "multilabel": "mean_average_precision"}
+    mains: Mapping[str, str] = {
+        "retrieval": "mean_recall@1",
+        "multilabel": "mean_average_precision",
+    }
     folder = f"wds_{key.replace('/', '-')}"
     return Task(key=key, name=name, kind=kind, main=mains.get(kind, "acc1"), benchmark=folder)
 
@@ -115,9 +118,7 @@ _IN_BOTH = (
 )
 
 _DATACOMP = (
-    dataclasses.replace(
-        _both("cifar10", "CIFAR-10", 10000, 10, 0.1), benchmark="wds_vtab-cifar10"
-    ),
+    dataclasses.replace(_both("cifar10", "CIFAR-10", 10000, 10, 0.1), benchmark="wds_vtab-cifar10"),
     dataclasses.replace(_both("food101", "Food-101", 25250, 101, 0.009901), benchmark=None),
     Task(
         key="retrieval/flickr_1k_test_image_text_retrieval",
@@ -296,9 +297,7 @@ def aggregates(mains: Mapping[str, float], keys: Sequence[str]) -> list[Aggregat
         values = [mains[key] for key in group if key in mains]
         if values:
             mean = sum(values) / len(values)
-            found.append(
-                Aggregate(name=name, mean=mean, there=len(values), wanted=len(group))
-            )
+            found.append(Aggregate(name=name, mean=mean, there=len(values), wanted=len(group)))
     return found
 
 
