@@ -34,9 +34,9 @@ class Cache:
                 found = {key: file[key] for key in file.files}
             os.utime(path)
             return found
-        except FileNotFoundError:
+        except OSError:
             return None
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)
             return None
 
