@@ -56,6 +56,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from clip_jax.eval.tasks import select
 
     keys = select(options.suite)
+    size = CACHE_GB if options.cache_gb is None else options.cache_gb
+    if not size >= 0:
+        raise ValueError(f"--cache-gb starts at 0, got {size:g}")
     finder = _finder(keys, options)  # Before the model: loading one takes a while.
     from rich.console import Console
 
@@ -66,10 +69,9 @@ def evaluate(options: argparse.Namespace) -> None:
     console = Console(file=sys.stdout)
     out = options.out or _out(options.model)
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    size = CACHE_GB if options.cache_gb is None else options.cache_gb
     folder = pathlib.Path(options.cache or CACHE).expanduser()
     cache = Cache(folder=folder, limit=int(size * 1e9))
-    model = suite_model(options.model, options.batch or 64)
+    model = suite_model(options.model, 64 if options.batch is None else options.batch)
     out.mkdir(parents=True, exist_ok=True)
     with EmbeddingBar(console) as progress:
         embedder = dataclasses.replace(model.embedder, progress=progress, warn=say)
