@@ -26,6 +26,9 @@ from clip_jax.preprocess.recipe import Recipe
 SIZE, WIDTH, TOKENS = 4, 6, 5
 LOOK = np.random.default_rng(1).normal(size=(SIZE * SIZE * 3, WIDTH)).astype(np.float32)
 READ = np.random.default_rng(2).normal(size=(TOKENS, WIDTH)).astype(np.float32)
+CLASSES = ("cat", "dog", "cow", "hen", "owl", "yak")
+KEYS = ("mnist", "stl10", "flickr8k")
+"""Of `three_sets`."""
 
 
 def picture(seed):
@@ -82,6 +85,25 @@ def labelled(count, classes, seed=0, **more):
         }
         for row, label in enumerate(labels)
     ]
+
+
+def captioned(count, seed=7):
+    """One to three captions a picture, no two alike."""
+    return [
+        {
+            "png": picture(1000 * seed + row),
+            "txt": "\n".join(f"picture {row} {n}" for n in range(1 + row % 3)),
+        }
+        for row in range(count)
+    ]
+
+
+def three_sets(root):
+    """Two sets with labels, one without pictures of its last class, and one with captions."""
+    wds(root / "wds_mnist", labelled(23, 5), classes=CLASSES)
+    wds(root / "wds_stl10_test", labelled(9, 3, seed=3), classes=CLASSES[:3], shards=1)
+    wds(root / "flickr8k", captioned(13), kind="retrieval")
+    return root
 
 
 def tokenize(texts):
@@ -156,6 +178,13 @@ def run(root, keys, out, *, counts=None, cache=None, said=None, **changes):
     return run_suite(keys, opened, model(counts, **changes), out, cache, lines.append)
 
 
+def one(root, key, tmp_path, **more):
+    """The outcome of a single data set."""
+    report = run(root, (key,), tmp_path / "out", **more)
+    assert not report.failures
+    return report.outcomes[key]
+
+
 if __name__ == "__main__":
     root, out = map(pathlib.Path, sys.argv[1:])
     seen = []
@@ -171,4 +200,4 @@ if __name__ == "__main__":
         def append(self, line):
             deadly(line)
 
-    run(root, ("mnist", "stl10", "flickr8k"), out, said=Lines())
+    run(root, KEYS, out, said=Lines())
