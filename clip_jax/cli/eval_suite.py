@@ -10,6 +10,7 @@ from typing import Any
 
 CACHE = "~/.cache/clip_jax/embeddings"
 CACHE_GB = 10.0
+BATCH = 64
 LEFT_OUT = 3
 """Exit status where all that could be measured was, but some data sets could not."""
 EPILOG = """\
@@ -68,10 +69,15 @@ def evaluate(options: argparse.Namespace) -> None:
 
     console = Console(file=sys.stdout)
     out = options.out or _out(options.model)
-    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    show = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        """Keys are names of files, which need not be text."""
+        show(line.encode("utf-8", "backslashreplace").decode())
+
     folder = pathlib.Path(options.cache or CACHE).expanduser()
     cache = Cache(folder=folder, limit=int(size * 1e9))
-    model = suite_model(options.model, 64 if options.batch is None else options.batch)
+    model = suite_model(options.model, options.batch)
     out.mkdir(parents=True, exist_ok=True)
     with EmbeddingBar(console) as progress:
         embedder = dataclasses.replace(model.embedder, progress=progress, warn=say)
@@ -88,8 +94,11 @@ def evaluate(options: argparse.Namespace) -> None:
         raise SystemExit(LEFT_OUT)
 
 
-def suite_model(path: str, batch: int) -> Any:
+def suite_model(path: str, batch: int | None) -> Any:
     """A model from anywhere, its parameters on every local device, batches divided among them.
+
+    Args:
+      batch: images, or texts, per call; None: 64, or a few more where the devices want that.
 
     Raises:
       ValueError: a batch that the devices do not divide; what `clip_jax.load` raises.
@@ -104,6 +113,8 @@ def suite_model(path: str, batch: int) -> Any:
     from clip_jax.eval.once import Model
 
     devices = jax.local_devices()
+    if batch is None:
+        batch = -(-BATCH // len(devices)) * len(devices)
     if batch < 1 or batch % len(devices):
         raise ValueError(f"--batch {batch} is no multiple of the {len(devices)} devices")
     mesh = Mesh(np.array(devices), ("data",))
@@ -125,15 +136,18 @@ def table(report: Any) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from clip_jax.eval.tasks import TASKS
+
     drawn = Table(title="Evaluation")
     drawn.add_column("data set", style="bold", overflow="fold")
     drawn.add_column("figure", overflow="fold")
     drawn.add_column("value", justify="right", no_wrap=True)
     drawn.add_column("samples", justify="right", no_wrap=True)
-    for found in report.outcomes.values():
+    for key, found in report.outcomes.items():
         names = list(found.figures)[:1] if found.main is None else [found.main]
         value = f"{found.figures[names[0]]:.4f}"
-        samples = f"{len(found.arrays['keys']):,}"
+        count, whole = len(found.arrays["keys"]), TASKS[key].size if key in TASKS else None
+        samples = f"{count:,}" if whole in (None, count) else f"{count:,} of {whole:,}"
         drawn.add_row(Text(found.dataset), Text(names[0]), value, samples)
     for key in report.failures:
         drawn.add_row(Text(key), Text("left out"), "-", "-")
@@ -165,7 +179,7 @@ def _finder(keys: tuple[str, ...], options: argparse.Namespace) -> Callable[...,
     own, faults = {}, []
     for key in [key for key in keys if key not in TASKS and key not in prepared]:
         try:
-            own[key] = unlisted(key, "" if hub else options.root)
+            own[key] = unlisted(key, None if hub else options.root)
         except ValueError as fault:
             faults.append(str(fault))
     if faults:

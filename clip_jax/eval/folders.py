@@ -58,17 +58,21 @@ def places(task: Task, first: Layout = "benchmark") -> list[str]:
     return list(dict.fromkeys(name for name in (*named, *plain) if name))
 
 
-def unlisted(name: str, root: str | os.PathLike[str]) -> Task:
+def unlisted(name: str, root: str | os.PathLike[str] | None) -> Task:
     """The task of a folder that no suite names; its `dataset_type.txt` says how it is measured.
+
+    Args:
+      root: folder of such folders; None: there is none.
 
     Raises:
       ValueError: there is no such folder, or its type is none; gives the nearest known name.
     """
-    folder = pathlib.Path(root) / name
-    if not name or ".." in pathlib.PurePath(name).parts or not (folder / SPLIT).is_dir():
+    where = "" if root is None else f", and no folder with {SPLIT}/ in {root},"
+    folder = pathlib.Path(root or "") / name
+    strange = root is None or not name or ".." in pathlib.PurePath(name).parts
+    if strange or not (folder / SPLIT).is_dir():
         raise ValueError(
-            f"no suite, data set or folder with {SPLIT}/ in {root} is called {name!r} "
-            f"(nearest: {nearest(name)!r})"
+            f"no suite or data set{where} is called {name!r} (nearest: {nearest(name)!r})"
         )
     kind = _type(folder)
     mains = {

@@ -11,7 +11,7 @@ from clip_jax.eval.fairness import ByGroup, by_group
 from clip_jax.eval.once import Embeddings, Pictures
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
-from clip_jax.eval.shifts import present_macro_f1
+from clip_jax.eval.shifts import present_macro_f1, worst_region
 from clip_jax.eval.tasks import Groups, Task
 from clip_jax.eval.thumbnails import thumbnails
 from clip_jax.eval.zero_shot import classifier, classify
@@ -179,6 +179,9 @@ def _grouped(
         figures = figures | more
         numbered = [str(number) for number in range(len(by.counts))]
         names = [*groups.names, *numbered[len(groups.names) :]][: len(numbered)]
+        if groups.ignored:
+            kept = worst_region(values, group, names, ignored=set(groups.ignored) & set(names))
+            figures[f"{groups.worst}_wilds"] = kept.worst[1]
         what = "Top-5 accuracy" if groups.prefix == "acc_top5" else "Accuracy"
         tables[f"{what} by {field}"] = {
             name: {"accuracy": float(mean), "pictures": float(count)}

@@ -22,6 +22,9 @@ class Groups:
     """Name of the worst group's figure."""
     names: tuple[str, ...] = ()
     """Of the values of the (only) field, from 0 on; the numbers themselves where there are none."""
+    ignored: tuple[str, ...] = ()
+    """Names that WILDS leaves out of the worst group. DataComp, which gives groups no names, counts
+    them; so there is a figure `WORST_wilds` besides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,7 @@ _DATACOMP = (
         columns=("region", "year", "y"),
         groups=(
             Groups(fields=("year",), worst="acc_worst_year"),
-            Groups(fields=("region",), worst="acc_worst_region", names=_FMOW),
+            Groups(fields=("region",), worst="acc_worst_region", names=_FMOW, ignored=("Other",)),
         ),
     ),
     _grouped(

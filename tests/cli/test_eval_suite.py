@@ -88,6 +88,7 @@ def test_a_suite_from_the_command_line(command, loaded, root, tmp_path, capsys):
     figures = json.loads((out / "eval.json").read_text())
     for name in ("MNIST", "Flickr8k", "Average", f"{figures['zero_shot/mnist/acc1']:.4f}"):
         assert name in shown.partition("Evaluation")[2], name
+    assert "21 of 10,000" in shown
     assert f"written: {out.relative_to(tmp_path) / 'eval.json'}" in shown
     lines = (out / "eval_results.jsonl").read_text().splitlines()
     assert [json.loads(line)["dataset"] for line in lines] == ["MNIST", "Flickr8k"]
@@ -102,6 +103,9 @@ def test_a_suite_from_the_command_line(command, loaded, root, tmp_path, capsys):
 def test_one_device_and_eight_give_the_same_figures(command, loaded, root, tmp_path, monkeypatch):
     args = ("model", "--suite", "mnist,flickr8k", "--root", root, "--cache-gb", 0)
     assert command(*args, "--batch", 16, "--out", "eight") == 0
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
+    assert command(*args, "--out", "three") == 0
+    assert loaded[-1] == ("model", 66)  # The default of 64, in equal parts.
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     assert command(*args, "--batch", 5, "--out", "one") == 0
     one, eight = (json.loads((tmp_path / n / "eval.json").read_text()) for n in ("one", "eight"))
@@ -155,10 +159,12 @@ def test_options_that_do_not_fit_are_refused(command, loaded, root, capsys, args
 
 def test_all_unknown_names_are_told_before_the_model_is_loaded(command, loaded, root, capsys):
     assert command("model", "--suite", "mnits,mnist,vtab/pet", "--root", root) == 1
-    message = f"no suite, data set or folder with test/ in {root} is called "
+    message = f"no suite or data set, and no folder with test/ in {root}, is called "
     assert capsys.readouterr().err == (
         f"error: {message}'mnits' (nearest: 'mnist'); {message}'vtab/pet' (nearest: 'vtab/pets')\n"
     )
+    assert command("model", "--suite", "mnits", "--root", "hub") == 1
+    assert capsys.readouterr().err.startswith("error: no suite or data set is called 'mnits' (nea")
     assert loaded == []
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 import re
 
 import pytest
@@ -78,3 +79,16 @@ def test_names_are_suites_and_data_sets_in_order_each_once():
 def test_a_task_is_a_value():
     assert Task(key="a", name="A") == Task(key="a", name="A")
     assert hash(TASKS["wilds/fmow"])
+
+
+def test_the_page_has_a_row_for_every_data_set():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "evaluation.md").read_text("utf-8")
+    rows = [
+        line.split(" | ") for line in page.splitlines() if re.search(r"\| `\S+` \| [DC-]", line)
+    ]
+    told = [(row[0].removeprefix("| "), row[1].strip("`"), row[4].strip("`")) for row in rows]
+    assert told == [(task.name, key, task.main or "none") for key, task in TASKS.items()]
+    suites = {"D": "datacomp", "C": "clip_benchmark"}
+    for letter, suite in suites.items():
+        listed = [row[1].strip("`") for row in rows if letter in row[2].split()]
+        assert sorted(listed) == sorted(SUITES[suite])
