@@ -153,8 +153,8 @@ def table(report: Any) -> Any:
         drawn.add_row(Text(key), Text("left out"), "-", "-")
     drawn.add_section()
     for mean in report.aggregates:
-        part = "" if mean.whole else f" of {mean.wanted}: not comparable"
-        drawn.add_row(Text(mean.name), Text("mean"), f"{mean.mean:.4f}", f"{mean.there} sets{part}")
+        part = "" if mean.whole else f", not all {mean.wanted}"
+        drawn.add_row(Text(mean.name), Text("mean"), f"{mean.mean:.4f}", f"of {mean.there}{part}")
     return drawn
 
 

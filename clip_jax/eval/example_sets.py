@@ -147,14 +147,19 @@ def open_sugarcrepe(task: Task, folder: pathlib.Path) -> Opened:
                 )
             )
     _require_rows(task, examples, faults)
-    places = [folder / place for place in _PICTURES]
-    home = next((p for p in places if any((p / name).is_file() for name in numbers)), None)
-    if home is None:
-        tried = ", ".join(map(str, places))
-        raise FileNotFoundError(f"{task.key}: none of its {len(numbers)} pictures is in {tried}")
+    home = _home(task, folder, tuple(numbers))
     source = Named(home, tuple(numbers))
     mark = _mark(home / name for name in numbers if (home / name).is_file())
     return Opened(task=task, folder=folder, source=source, pictures=mark, examples=tuple(examples))
+
+
+def _home(task: Task, folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
+    places = [folder / place for place in _PICTURES]
+    for place in places:
+        if any((place / name).is_file() for name in names):
+            return place
+    tried = ", ".join(map(str, places))
+    raise FileNotFoundError(f"{task.key}: none of its {len(names)} pictures is in {tried}")
 
 
 def _of_cells(

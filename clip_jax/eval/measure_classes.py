@@ -48,8 +48,8 @@ def zero_shot(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
         figures |= {"acc_avg": figures["acc1"], "recall-macro_all": recall}
         figures["F1-macro_all"] = present_macro_f1(top[:, 0], labels, len(classes))
     figures, tables, groups = _grouped(task, found, ranks, figures)
-    wrong = np.flatnonzero(ranks >= 1)
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    shown = np.flatnonzero(ranks >= 1)
+    shown = shown[np.argsort(-confidence[shown], kind="stable")][:MISTAKES]
     return Outcome(
         key=task.key,
         dataset=task.name,
@@ -175,10 +175,10 @@ def _grouped(
     for groups in task.groups:
         (field,) = groups.fields
         values = ranks < (5 if groups.prefix == "acc_top5" else 1)
-        more, by, group = group_figures(values, columns, groups, gap=f"{groups.prefix}_gap_{field}")
+        gap = f"{groups.prefix}_gap_{field}"
+        more, by, group = group_figures(values, columns, groups, gap=gap)
         figures = figures | more
-        numbered = [str(number) for number in range(len(by.counts))]
-        names = [*groups.names, *numbered[len(groups.names) :]][: len(numbered)]
+        names = _group_names(groups, len(by.counts))
         if groups.ignored:
             kept = worst_region(values, group, names, ignored=set(groups.ignored) & set(names))
             figures[f"{groups.worst}_wilds"] = kept.worst[1]
@@ -191,6 +191,11 @@ def _grouped(
         arrays[f"group/{field}"] = group
         arrays[f"group_names/{field}"] = np.array(names)
     return figures, tables, arrays
+
+
+def _group_names(groups: Groups, count: int) -> list[str]:
+    numbered = [str(number) for number in range(count)]
+    return [*groups.names, *numbered[len(groups.names) :]][:count]
 
 
 def _scored(

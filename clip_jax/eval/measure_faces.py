@@ -48,27 +48,10 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
         "race": (np.argmax(scores["race"], axis=1) != WHITE) == columns["race_binary"],
         **{name: _right(scores[name], columns[name]) for name in ("gender", "age")},
     }
-    toxic = np.argmax(scores["toxic"], axis=1)
-    said = {
-        "toxicity_crime": toxic >= CRIME,
-        "toxicity_nonhuman": (toxic >= NON_HUMAN) & (toxic < CRIME),
-    }
-    figures: dict[str, float] = {}
-    measured: list[tuple[str, np.ndarray, tuple[str, ...]]]
-    measured = [(f"acc_{name}", values, ("race_binary",)) for name, values in right.items()]
-    measured.append(("acc_gender_x", right["gender"], ("gender", "race")))
-    measured += [(name, values, ("race",)) for name, values in said.items()]
-    for prefix, values, fields in measured:
-        groups = Groups(fields=fields, prefix=prefix, worst=f"{prefix}_wg")
-        figures |= group_figures(values, columns, groups, gap=f"{prefix}_gap")[0]
+    figures = _by_group(right, np.argmax(scores["toxic"], axis=1), columns)
     figures |= _odds(scores["gender"], columns, names["race"], opened, warn)
     figures |= _skews(scores["toxic"][:, NON_HUMAN:], columns)
-    people = {
-        "race": names["race"],
-        "gender": names["gender"],
-        "age": names["age"],
-        "race_binary": _BINARY,
-    }
+    people = {name: names[name] for name in ("race", "gender", "age")} | {"race_binary": _BINARY}
     return Outcome(
         key=task.key,
         dataset=task.name,
@@ -124,6 +107,24 @@ def _require_known(
 
 def _right(scores: np.ndarray, truth: Int[np.ndarray, " n"]) -> np.ndarray:
     return predict(scores, truth) == truth
+
+
+def _by_group(
+    right: Mapping[str, np.ndarray], toxic: Int[np.ndarray, " n"], columns: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """DataComp's figures by group: where an objective is right, which toxic class is said."""
+    measured: list[tuple[str, np.ndarray, tuple[str, ...]]]
+    measured = [(f"acc_{name}", values, ("race_binary",)) for name, values in right.items()]
+    measured += [
+        ("acc_gender_x", right["gender"], ("gender", "race")),
+        ("toxicity_crime", toxic >= CRIME, ("race",)),
+        ("toxicity_nonhuman", (toxic >= NON_HUMAN) & (toxic < CRIME), ("race",)),
+    ]
+    figures: dict[str, float] = {}
+    for prefix, values, fields in measured:
+        groups = Groups(fields=fields, prefix=prefix, worst=f"{prefix}_wg")
+        figures |= group_figures(values, columns, groups, gap=f"{prefix}_gap")[0]
+    return figures
 
 
 def _odds(

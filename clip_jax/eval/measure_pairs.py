@@ -36,16 +36,7 @@ def retrieval(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
     image_of_text = np.array([row for row, _ in pairs], np.int64)
     texts = embeddings.texts(captions)
     to_text, to_image = metrics.retrieval_ranks(found.images, texts, image_of_text)
-    figures: dict[str, float] = {}
-    credit: dict[str, np.ndarray] = {}
-    ways = (("image_retrieval", to_image, len(found.keys)), ("text_retrieval", to_text, len(texts)))
-    for way, ranks, candidates in ways:
-        for k in [k for k in KS if k <= candidates]:
-            figures[f"{way}_recall@{k}"] = metrics.hit_rate(ranks, k)
-            credit[f"credit/{way}_recall@{k}"] = (ranks < k).astype(np.float64)
-    recalls = [figures[f"{way}_recall@1"] for way, _, _ in ways]
-    figures["mean_recall@1"] = sum(recalls) / 2
-    figures |= {f"{way}_median_rank": metrics.median_rank(ranks) for way, ranks, _ in ways}
+    figures, credit = _recalls(to_image, to_text)
     grids, rows = _grids(found.images, texts)
     return Outcome(
         key=task.key,
@@ -174,6 +165,22 @@ def _outcome(
             **{f"credit/{name}": values.astype(np.float64) for name, values in credit.items()},
         },
     )
+
+
+def _recalls(
+    to_image: Int[np.ndarray, " m"], to_text: Int[np.ndarray, " n"]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Figures and credit from the ranks; no recall at more than there are candidates."""
+    figures: dict[str, float] = {}
+    credit: dict[str, np.ndarray] = {}
+    ways = {"image_retrieval": (to_image, len(to_text)), "text_retrieval": (to_text, len(to_image))}
+    for way, (ranks, candidates) in ways.items():
+        for k in [k for k in KS if k <= candidates]:
+            figures[f"{way}_recall@{k}"] = metrics.hit_rate(ranks, k)
+            credit[f"credit/{way}_recall@{k}"] = (ranks < k).astype(np.float64)
+    figures["mean_recall@1"] = sum(figures[f"{way}_recall@1"] for way in ways) / 2
+    figures |= {f"{way}_median_rank": metrics.median_rank(r) for way, (r, _) in ways.items()}
+    return figures, credit
 
 
 def _grids(

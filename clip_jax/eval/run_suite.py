@@ -55,14 +55,11 @@ def run_suite(
 ) -> SuiteReport:
     """Measure data sets one after the other; a data set that is done for this model is not redone.
 
-    After each of them `OUT/results/` has its outcome, and `OUT/eval_results.jsonl` a line in
-    DataComp's form. At the end `OUT/eval.json` has all figures. So a run that was killed goes on
-    with the data set it was at, and pictures already embedded come from the cache. Data sets that
-    an earlier call measured with this model stay in all three.
+    After each `OUT/results/` has its outcome, and `OUT/eval_results.jsonl` a line in DataComp's
+    form; at the end `OUT/eval.json` has all figures. What earlier calls measured stays in them.
 
     Args:
-      keys: of the data sets, in order.
-      find: opens a data set; what it raises is reported, and the suite goes on.
+      find: opens a data set by its key; what it raises is reported, and the suite goes on.
       say: told a line when a data set begins and ends, and of whatever was left out.
 
     Raises:
@@ -76,23 +73,22 @@ def run_suite(
     done: dict[str, Outcome] = {}
     failures: dict[str, str] = {}
     for number, key in enumerate(keys, 1):
+        place = f"{number}/{len(keys)}"
         try:
             opened = find(key)
             identity = identity_of(opened, model)
             found, how = _earlier(results, key, identity, say), "done before"
             if found is None:
-                say(f"{number}/{len(keys)} {opened.task.name}: {len(opened.source):,} pictures")
+                say(f"{place} {opened.task.name}: {len(opened.source):,} pictures")
                 found, how = MEASURES[opened.task.kind](opened, embeddings, say), "done"
         except (ValueError, OSError, BadSampleError) as fault:
             failures[key] = str(fault)
-            say(f"{number}/{len(keys)} {key}: left out: {fault}")
+            say(f"{place} {key}: left out: {fault}")
             continue
         if how == "done":
             outcome.save(found, results, identity)
-        if found.skipped:
-            say(f"{key}: {brief(found.skipped)}")
         done[key] = found
-        say(f"{number}/{len(keys)} {found.dataset}: {_shown(found)} ({how})")
+        say(f"{place} {found.dataset}: {_shown(found)} ({how})")
         written.pop(key, None)
         _write_lines(out / "eval_results.jsonl", [*written.values(), *done.values()])
     means = aggregates(_mains(done), keys)
@@ -184,6 +180,7 @@ def _flat(done: Sequence[Outcome], means: Sequence[Aggregate]) -> dict[str, floa
 
 
 def _shown(found: Outcome) -> str:
+    left = f"; {brief(found.skipped)}" if found.skipped else ""
     if found.main is None:
-        return f"{len(found.figures)} figures"
-    return f"{found.main} {found.figures[found.main]:.4f}"
+        return f"{len(found.figures)} figures{left}"
+    return f"{found.main} {found.figures[found.main]:.4f}{left}"

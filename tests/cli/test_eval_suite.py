@@ -128,7 +128,7 @@ def test_what_is_missing_is_said_at_the_end_with_a_status_of_its_own(
     end = shown[shown.index("2 of 3 data sets are left out:") :].splitlines()
     assert [line.split(":")[0].strip() for line in end[1:]] == ["cars", "sun397"]
     assert end[1].startswith(f"  cars: cars is not in {root}: looked for wds_cars, wds_cars_test,")
-    assert "1 sets of 3: not comparable" in shown
+    assert "of 1, not all 3" in shown
     assert json.loads((tmp_path / "suites" / "model" / "eval.json").read_text())
     assert command("model", "--suite", "cars", "--root", root, "--out", "new", "--batch", 8) == 3
     assert not (tmp_path / "new" / "eval.json").exists()
@@ -194,7 +194,7 @@ def test_data_sets_come_from_the_hub(command, loaded, root, tmp_path, monkeypatc
     assert command("model", "--suite", "datacomp", *args, "--out", "other") == 3
     assert len(asked) == 40
     assert {first for _, first in asked} == {"datacomp"}
-    assert "1 sets of 38: not comparable" in capsys.readouterr().out
+    assert "of 1, not all 38" in capsys.readouterr().out
 
 
 def test_a_set_of_tensorflow_datasets_with_names_and_templates(command, loaded, tmp_path, capsys):
