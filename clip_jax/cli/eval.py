@@ -3,17 +3,25 @@
 import argparse
 import dataclasses
 import functools
+import inspect
 import pathlib
 import sys
 from typing import Any
 
+from clip_jax.cli import eval_suite
 from clip_jax.cli.process import command
 
 
 @command
 def main(argv: list[str]) -> None:
-    """Evaluate a run or checkpoint: prints a table, writes eval.json and pictures."""
+    """Evaluate a model: a run's own evaluations, or with --suite any model on public data sets.
+
+    Prints a table and writes eval.json and pictures.
+    """
     options = parser().parse_args(argv)
+    _require_fitting(options)
+    if options.suite is not None:
+        return eval_suite.evaluate(options)
     from rich.console import Console
 
     from clip_jax.api import load
@@ -29,8 +37,8 @@ def main(argv: list[str]) -> None:
     out = options.out or _out(pathlib.Path(options.model).resolve(), checkpoint)
     config = saved_config(checkpoint)
     dataset = from_data(DatasetConfig, config["data"], "data")
-    if options.root is not None:
-        dataset = _moved(dataset, options.root)
+    if options.data_root is not None:
+        dataset = _moved(dataset, options.data_root)
     evals = from_data(dict[str, EvalConfig], config["evals"], "evals")
     clip = load(str(checkpoint), batch=options.batch or config["eval_batch"])
     warn = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -50,18 +58,41 @@ def main(argv: list[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="eval.py", description=main.__doc__)
-    made.add_argument("model", help="a run folder (its newest checkpoint), or one checkpoints/STEP")
-    made.add_argument("--evals", nargs="+", metavar="NAME", help="only these of the run's")
-    made.add_argument("--data.root", dest="root", metavar="PATH", help="where the data is now")
-    made.add_argument("--batch", type=int, help="images, or texts, per call (the run's eval_batch)")
+    made = argparse.ArgumentParser(
+        prog="eval.py",
+        description=inspect.cleandoc(main.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=eval_suite.EPILOG,
+    )
+    made.add_argument(
+        "model",
+        help="a run folder (its newest checkpoint), one checkpoints/STEP; with --suite "
+        "anything that clip_jax.load takes",
+    )
+    made.add_argument("--batch", type=int, help="images, or texts, per call (the run's, or 64)")
     made.add_argument(
         "--out",
         type=pathlib.Path,
         metavar="FOLDER",
-        help="for eval.json and plots/ (the run folder; RUN/eval/STEP for a checkpoint)",
+        help="for all that is written (the run folder; RUN/eval/STEP for a checkpoint; "
+        "suites/MODEL with --suite, in the run folder if it is one)",
     )
+    own = made.add_argument_group("a run's own evaluations")
+    own.add_argument("--evals", nargs="+", metavar="NAME", help="only these of the run's")
+    own.add_argument("--data.root", dest="data_root", metavar="PATH", help="where the data is now")
+    eval_suite.add_options(made)
     return made
+
+
+def _require_fitting(options: argparse.Namespace) -> None:
+    """Options of the two ways to evaluate do not mix."""
+    own = {"--evals": options.evals, "--data.root": options.data_root}
+    wrong = {name: value for name, value in eval_suite.given(options).items() if value is not None}
+    if options.suite is not None:
+        wrong = {name: value for name, value in own.items() if value is not None}
+    if wrong:
+        without = "with" if options.suite is not None else "without"
+        raise ValueError(f"{', '.join(wrong)} cannot be given {without} --suite")
 
 
 def _moved(dataset: Any, root: str) -> Any:

@@ -20,6 +20,9 @@ class Sample:
     """Captions, all true of the image; training draws one per visit."""
     label: int | None = None
     """Class of a classification data set, counted from 0."""
+    numbers: tuple[int, ...] = ()
+    """What else is known of the image, one number a column: labels 0 and 1, groups. Read only where
+    it is asked for."""
     shard: str = dataclasses.field(default="", compare=False)
     """Path or address of the file, where one file holds many samples; errors are counted by it."""
 
@@ -41,8 +44,8 @@ class BadSampleError(Exception):
     def __init__(self, message: str, *, reason: str = "unreadable", shard: str = ""):
         super().__init__(message)
         self.reason = reason
-        """missing image, bad image, missing caption, empty caption, bad caption, bad label; or, of
-        the file that holds the sample: truncated, changed, vanished, unreadable."""
+        """missing image, bad image, missing caption, empty caption, bad caption, bad label, bad
+        numbers; or, of the file that holds the sample: truncated, changed, vanished, unreadable."""
         self.shard = shard
         """Path or address of that file, where one file holds many samples."""
 

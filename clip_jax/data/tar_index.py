@@ -22,12 +22,12 @@ from clip_jax.data.tar_members import scan
 log = logging.getLogger(__name__)
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-SUFFIXES = (*IMAGES, "txt", "json", "cls")
+SUFFIXES = (*IMAGES, "txt", "json", "cls", "npy")
 """Members with another suffix are not looked at."""
 FOLDER = ".tar_index"
 """Indexes lie in a folder of this name beside their shards, where that can be written."""
 
-_FORMAT = 2
+_FORMAT = 3
 _QUIET_SECONDS = 2.0
 _THREADS = 16
 """Shards that are indexed at once: most of the time is waiting for a disk or a network."""
@@ -199,6 +199,8 @@ def _build(file: ShardFile, stamp: Stamp) -> ShardIndex:
                 f"{offset})"
             )
         row[column] = (name, offset, length)
+    # Some keep arrays apart from their pictures: those alone are no samples.
+    rows = {key: row for key, row in rows.items() if row.keys() != {_NPY}}
     if twice:
         more = f" and {len(twice) - _SHOWN} more" if len(twice) > _SHOWN else ""
         raise ValueError(
@@ -243,4 +245,5 @@ def _split_name(name: bytes) -> tuple[bytes, int | None]:
     return (folder + b"/" + stem if folder else stem), column if stem else None
 
 
+_NPY = SUFFIXES.index("npy")
 _COLUMNS = {suffix.encode(): column for column, suffix in enumerate(SUFFIXES)}

@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,15 +140,18 @@ class TarSource:
         strict: bool,
         window: Window | None = None,
         folder: pathlib.Path | None = None,
+        numbers: bool = False,
     ):
         """Args:
         strict: a `.json` that lacks a key makes its sample bad, and without a `.json` captions
           come from the text file.
         folder: where another process of this run keeps shards that are near.
+        numbers: read the `.npy`, too.
         """
         self._shards = tuple(shards)
         self._weights = dict(weights)
         self._strict = strict
+        self._numbers = numbers
         self._ends = np.cumsum([len(shard.index) for shard in shards], dtype=np.int64)
         # It drops a file before the last reader is done with it, who keeps it open that long.
         self._local = functools.lru_cache(maxsize=_OPEN_FILES)(open_shard)
@@ -164,7 +169,30 @@ class TarSource:
     def __reduce__(self) -> tuple[Any, ...]:
         folder = self._cache.folder if self._cache else None
         options = {"strict": self._strict, "window": self._window, "folder": folder}
-        return functools.partial(TarSource, **options), (self._shards, self._weights)
+        made = functools.partial(TarSource, **options, numbers=self._numbers)
+        return made, (self._shards, self._weights)
+
+    def with_numbers(self) -> "TarSource":
+        """The same samples with what their `.npy` hold: a vector of whole numbers.
+
+        A `.npy` of anything else makes its sample bad; nothing pickled is ever loaded.
+        """
+        return TarSource(self._shards, self._weights, strict=self._strict, numbers=True)
+
+    def all_keys(self) -> Iterator[str]:
+        """Keys of all samples in their order; no image is read."""
+        for shard in self._shards:
+            for key in shard.index.keys.tolist():
+                yield f"{shard.name}/{os.fsdecode(key)}"
+
+    def digest(self) -> str:
+        """A hash of where every member lies and of each shard's size and time of change."""
+        mark = hashlib.sha256()
+        for shard in self._shards:
+            index = shard.index
+            mark.update(repr((shard.name, tuple(index.stamp), index.keys.tolist())).encode())
+            mark.update(index.offsets.tobytes() + index.sizes.tobytes())
+        return mark.hexdigest()
 
     def near(self, shards: Sequence[int]) -> contextlib.AbstractContextManager[None]:
         """See `data.windows.Windowed`."""
@@ -239,6 +267,8 @@ class TarSource:
             wanted.append(_JSON)
         if sizes[_CLS] >= 0:
             wanted.append(_CLS)
+        if sizes[_NPY] >= 0 and self._numbers:
+            wanted.append(_NPY)
         return wanted
 
     def _sample(self, key: str, shard: str, members: Mapping[str, bytes]) -> Sample:
@@ -246,8 +276,8 @@ class TarSource:
         if not images:
             raise Fault("missing image", f"no image ({', '.join(IMAGES)}), or an empty one")
         texts = self._texts(key, members)
-        label = members.get("cls")
-        if texts is None and label is None:
+        label, numbers = members.get("cls"), members.get("npy")
+        if texts is None and label is None and numbers is None:
             raise Fault("missing caption", "neither captions nor a label")
         if texts is not None and not texts and label is None:
             raise Fault("empty caption", "its captions are empty")
@@ -256,6 +286,7 @@ class TarSource:
             image=images[0],
             texts=tuple(texts or ()),
             label=None if label is None else _label(label),
+            numbers=() if numbers is None else _vector(numbers),
             shard=shard,
         )
 
@@ -285,7 +316,7 @@ class TarSource:
         return full[_draw(key, {name: self._weights.get(name, 1.0) for name in full})]
 
 
-_TXT, _JSON, _CLS = (SUFFIXES.index(suffix) for suffix in ("txt", "json", "cls"))
+_TXT, _JSON, _CLS, _NPY = (SUFFIXES.index(kind) for kind in ("txt", "json", "cls", "npy"))
 
 
 def _draw(key: str, weights: Mapping[str, float]) -> str:
@@ -330,6 +361,25 @@ def _label(data: bytes) -> int:
     if label < 0:
         raise Fault("bad label", f"its .cls must hold a number from 0 on, not {data[:20]!r}")
     return label
+
+
+def _vector(data: bytes) -> tuple[int, ...]:
+    """The whole numbers of a `.npy`; bytes are taken as numpy's header describes them, or not."""
+    try:
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        shape, _, kind = read.get(version, np.lib.format.read_array_header_2_0)(file)
+        # The header is checked first: it could name any size, and objects to unpickle.
+        if len(shape) != 1 or kind.kind not in "biuf":
+            raise ValueError(f"an array of shape {shape} and type {kind}")
+        values = np.frombuffer(data, kind, offset=file.tell())
+        if len(values) != shape[0] or not np.array_equal(values, np.trunc(values)):
+            raise ValueError(f"{len(values)} numbers of {shape[0]}, or some that are not whole")
+        return tuple(int(value) for value in values)
+    except (ValueError, OverflowError, SyntaxError, tokenize.TokenError) as fault:
+        message = f"its .npy must hold a vector of whole numbers: {fault}"
+        raise Fault("bad numbers", message) from None
 
 
 def _first_and_last(paths: Sequence[Shard]) -> str:

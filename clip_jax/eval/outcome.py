@@ -24,7 +24,7 @@ class Outcome:
     * classification: `class_names` (K,) str, `labels` (n,) int, `top` (n, up to 5) int: the classes
       with the highest scores, best first, `confidence` (n,) float: probability of `top[:, 0]`.
     * retrieval: `captions` (m,) str, `image_of_text` (m,) int;
-      `to_image/queries` (q,) rows of captions, `to_image/found` (q, 5) rows of pictures, best first;
+      `to_image/queries` (q,) rows of captions, `to_image/found` (q, 5) of pictures, best first;
       `to_text/queries` (q,) rows of pictures, `to_text/found` (q, 5) rows of captions.
     * groups: `group/ATTRIBUTE` (n,) int, `group_names/ATTRIBUTE` (groups,) str.
     * `pictures` (p, S, S, 3) uint8 with `picture_rows` (p,) int: thumbnails of the samples that the

@@ -1,0 +1,188 @@
+"""Each picture embedded once for all tasks, and each text once for all data sets, in all runs."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from clip_jax.data.sample import Sample, Source
+from clip_jax.eval.cache import Cache
+from clip_jax.eval.embed import Embedder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model as the suite knows it."""
+
+    embedder: Embedder
+    scale: float
+    """One over the temperature: of confidences."""
+    weights: str
+    """Hash of architecture and parameters, see `identity`."""
+    preprocessing: str
+    """Hash of the recipe of pictures."""
+    tokenizer: str
+    """Hash of the tokenizer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The embedded pictures of a data set that could be read, and what lay beside each."""
+
+    images: Float[np.ndarray, "n D"]
+    """Unit norm; row i belongs to entry i of the fields below."""
+    indices: tuple[int, ...]
+    """Positions in the source."""
+    keys: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    labels: tuple[int | None, ...]
+    numbers: tuple[tuple[int, ...], ...]
+    skipped: tuple[str, ...]
+    """One message for each sample left out."""
+
+    def without(self, check: Callable[["Pictures", int], str | None]) -> "Pictures":
+        """The rows that are of use to a task; the others are told as skipped.
+
+        Args:
+          check: says of row i why it is not, or None.
+        """
+        faults = [check(self, row) for row in range(len(self.keys))]
+        kept = [row for row, fault in enumerate(faults) if fault is None]
+        messages = [f"sample {self.keys[row]!r}: {why}" for row, why in enumerate(faults) if why]
+        named = ("indices", "keys", "texts", "labels", "numbers")
+        return Pictures(
+            images=self.images[kept],
+            **{name: tuple(getattr(self, name)[row] for row in kept) for name in named},
+            skipped=(*self.skipped, *messages),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """A model's embeddings, from the cache where they are there."""
+
+    model: Model
+    cache: Cache
+    warn: Callable[[str], None]
+
+    def pictures(self, source: Source, digest: str) -> Pictures:
+        """All pictures of a source.
+
+        Args:
+          digest: a hash that changes with them.
+
+        Raises:
+          ValueError: no picture can be read; embeddings that are not finite.
+        """
+        name = f"images-{_short(self.model.weights, self.model.preprocessing)}-{_short(digest)}"
+        found = self.cache.read(name)
+        if found is None:
+            pictures = _embed(source, self.model.embedder)
+            self._keep(name, _packed(pictures))
+        else:
+            pictures = _unpacked(found)
+        if not pictures.keys:
+            raise ValueError(f"no usable sample; {brief(pictures.skipped)}")
+        return pictures
+
+    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n D"]:
+        """Unit-norm embeddings of texts in their order.
+
+        Raises:
+          ValueError: as `Embedder.texts`.
+        """
+        marks = {text: _short(text) for text in dict.fromkeys(texts)}
+        new = [text for text, mark in marks.items() if mark not in self._known]
+        if new:
+            rows = self.model.embedder.texts(new)
+            named = [marks[text] for text in new]
+            self._known.update(zip(named, rows, strict=True))
+            self._keep(f"{self._texts}-{_short(*named)}", {"texts": np.array(named), "rows": rows})
+        return np.stack([self._known[marks[text]] for text in texts])
+
+    @property
+    def _texts(self) -> str:
+        return f"texts-{_short(self.model.weights, self.model.tokenizer)}"
+
+    @functools.cached_property
+    def _known(self) -> dict[str, np.ndarray]:
+        """Rows by the hash of their text, of all files that are kept."""
+        files = (self.cache.read(name) for name in self.cache.names(self._texts))
+        return {
+            mark: row
+            for file in files
+            if file is not None
+            for mark, row in zip(file["texts"].tolist(), file["rows"], strict=True)
+        }
+
+    def _keep(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        try:
+            self.cache.write(name, arrays)
+        except OSError as fault:  # A full disk must not cost the figures.
+            self.warn(f"embeddings are not kept: {fault}")
+
+
+class _Noting:
+    """A source that remembers the numbers of each sample, by its position."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.numbers: dict[int, tuple[int, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        sample = self._source[index]
+        self.numbers[index] = sample.numbers
+        return sample
+
+
+def brief(messages: Sequence[str], shown: int = 5) -> str:
+    """How many samples were left out, and the first reasons."""
+    more = f"; and {len(messages) - shown} more" if len(messages) > shown else ""
+    return f"{len(messages)} left out: {'; '.join(messages[:shown])}{more}"
+
+
+def _embed(source: Source, embedder: Embedder) -> Pictures:
+    noting = _Noting(source)
+    found = embedder.source(noting)
+    return Pictures(
+        images=found.images,
+        indices=found.indices,
+        keys=found.keys,
+        texts=found.texts,
+        labels=found.labels,
+        numbers=tuple(noting.numbers[index] for index in found.indices),
+        skipped=found.skipped,
+    )
+
+
+def _packed(pictures: Pictures) -> dict[str, np.ndarray]:
+    """Arrays alone: words as the bytes of JSON, in which any key can be written."""
+    words = {
+        field.name: getattr(pictures, field.name)
+        for field in dataclasses.fields(pictures)
+        if field.name != "images"
+    }
+    return {"images": pictures.images, "words": np.frombuffer(json.dumps(words).encode(), np.uint8)}
+
+
+def _unpacked(arrays: dict[str, np.ndarray]) -> Pictures:
+    words: dict[str, Any] = json.loads(arrays["words"].tobytes())
+    made: dict[str, Any] = {name: tuple(values) for name, values in words.items()}
+    for name in ("texts", "numbers"):
+        made[name] = tuple(map(tuple, made[name]))
+    return Pictures(images=arrays["images"], **made)
+
+
+def _short(*texts: str) -> str:
+    mark = hashlib.sha256()
+    for text in texts:
+        mark.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return mark.hexdigest()[:24]

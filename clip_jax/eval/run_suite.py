@@ -1,0 +1,186 @@
+"""Many data sets, one model: what is done stays done, and what fails does not stop the rest."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+from clip_jax.config import read_json
+from clip_jax.data.sample import BadSampleError
+from clip_jax.eval import measure_pairs, outcome
+from clip_jax.eval.cache import Cache
+from clip_jax.eval.measure_classes import multilabel, zero_shot
+from clip_jax.eval.measure_faces import faces
+from clip_jax.eval.once import Embeddings, Model, brief
+from clip_jax.eval.opened import Opened
+from clip_jax.eval.outcome import Outcome, file_name
+from clip_jax.eval.suite import write_figures
+from clip_jax.eval.tasks import Aggregate, aggregates
+
+MEASURES: Mapping[str, Callable[[Opened, Embeddings, Callable[[str], None]], Outcome]] = {
+    "zero_shot": zero_shot,
+    "multilabel": multilabel,
+    "retrieval": measure_pairs.retrieval,
+    "winogavil": measure_pairs.winogavil,
+    "winoground": measure_pairs.winoground,
+    "sugarcrepe": measure_pairs.sugarcrepe,
+    "faces": faces,
+}
+"""By the kind of task."""
+RESULTS = "results"
+PROGRAM = "1"
+"""Changed whenever a measure is: results of an earlier one are then computed anew."""
+_OF_MODEL = ("weights", "preprocessing", "tokenizer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuiteReport:
+    """What a suite gave."""
+
+    outcomes: Mapping[str, Outcome]
+    """By key, of the data sets that were asked for and could be measured, in their order."""
+    failures: Mapping[str, str]
+    """By key, why a data set gave no figure."""
+    aggregates: Sequence[Aggregate]
+
+
+def run_suite(
+    keys: Sequence[str],
+    find: Callable[[str], Opened],
+    model: Model,
+    out: pathlib.Path,
+    cache: Cache,
+    say: Callable[[str], None],
+) -> SuiteReport:
+    """Measure data sets one after the other; a data set that is done for this model is not redone.
+
+    After each `OUT/results/` has its outcome, and `OUT/eval_results.jsonl` a line in DataComp's
+    form; at the end `OUT/eval.json` has all figures. What earlier calls measured stays in them.
+
+    Args:
+      find: opens a data set by its key; what it raises is reported, and the suite goes on.
+      say: told a line when a data set begins and ends, and of whatever was left out.
+
+    Raises:
+      ValueError: the folder has results of another model.
+      OSError: results cannot be written.
+    """
+    results = out / RESULTS
+    _require_same_model(results, model)
+    embeddings = Embeddings(model, cache, say)
+    written = _others(results)
+    done: dict[str, Outcome] = {}
+    failures: dict[str, str] = {}
+    for number, key in enumerate(keys, 1):
+        place = f"{number}/{len(keys)}"
+        try:
+            opened = find(key)
+            identity = identity_of(opened, model)
+            found, how = _earlier(results, key, identity, say), "done before"
+            if found is None:
+                say(f"{place} {opened.task.name}: {len(opened.source):,} pictures")
+                found, how = MEASURES[opened.task.kind](opened, embeddings, say), "done"
+        except (ValueError, OSError, BadSampleError) as fault:
+            failures[key] = str(fault)
+            say(f"{place} {key}: left out: {fault}")
+            continue
+        if how == "done":
+            outcome.save(found, results, identity)
+        done[key] = found
+        say(f"{place} {found.dataset}: {_shown(found)} ({how})")
+        written.pop(key, None)
+        _write_lines(out / "eval_results.jsonl", [*written.values(), *done.values()])
+    means = aggregates(_mains(done), keys)
+    if done:
+        write_figures(out / "eval.json", _flat([*written.values(), *done.values()], means))
+    return SuiteReport(outcomes=done, failures=failures, aggregates=means)
+
+
+def identity_of(opened: Opened, model: Model) -> dict[str, str]:
+    """What an outcome depends on."""
+    return {
+        "program": PROGRAM,
+        **{name: getattr(model, name) for name in _OF_MODEL},
+        "data": opened.digest,
+    }
+
+
+def datacomp_line(found: Outcome) -> dict[str, object]:
+    """A line of `eval_results.jsonl`; acc5 is null where there are fewer than five classes."""
+    figures: dict[str, float | None] = dict(found.figures)
+    if "acc1" in figures and "acc5" not in figures:
+        figures["acc5"] = None
+    return {
+        "key": found.key,
+        "dataset": found.dataset,
+        "metrics": {**figures, "main_metric": found.main_figure},
+    }
+
+
+def _earlier(
+    results: pathlib.Path, key: str, identity: Mapping[str, str], say: Callable[[str], None]
+) -> Outcome | None:
+    try:
+        return outcome.load(results, key, identity)
+    except ValueError as fault:
+        say(f"{key}: measured anew: {fault}")
+        return None
+
+
+def _require_same_model(results: pathlib.Path, model: Model) -> None:
+    """Figures of two models in one folder would be read as one's."""
+    mine = {name: getattr(model, name) for name in _OF_MODEL}
+    others = []
+    for path in sorted(results.glob("*.json")):
+        identity = read_json(path).get("identity", {})
+        if any(identity.get(name) != mark for name, mark in mine.items()):
+            others.append(path.name)
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise ValueError(
+            f"{results} holds results of another model ({', '.join(others[:5])}{more}): choose "
+            "another folder with --out, or delete this one"
+        )
+
+
+def _others(results: pathlib.Path) -> dict[str, Outcome]:
+    """What earlier calls left, by key; a damaged outcome is none."""
+    found: dict[str, Outcome] = {}
+    for path in sorted(results.glob("*.json")):
+        key = read_json(path)["key"]
+        with contextlib.suppress(ValueError):
+            if (one := outcome.load(results, key)) is not None:
+                found[key] = dataclasses.replace(one, arrays={})
+    return found
+
+
+def _write_lines(path: pathlib.Path, done: Sequence[Outcome]) -> None:
+    """All lines anew: a file that breaks off in the middle of one could not be read."""
+    lines = [json.dumps(datacomp_line(found)) + "\n" for found in done]
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("".join(lines))
+    part.replace(path)
+
+
+def _mains(done: Mapping[str, Outcome]) -> dict[str, float]:
+    figures = {key: found.main_figure for key, found in done.items()}
+    return {key: figure for key, figure in figures.items() if figure is not None}
+
+
+def _flat(done: Sequence[Outcome], means: Sequence[Aggregate]) -> dict[str, float]:
+    """Flat names; a mean only where none of its data sets is missing."""
+    figures: dict[str, float] = {}
+    for found in done:
+        skipped = {"skipped": float(len(found.skipped))} if found.skipped else {}
+        for metric, value in {**found.figures, **skipped}.items():
+            figures[f"{found.task}/{file_name(found.key)}/{metric}"] = float(value)
+    whole = {f"aggregate/{a.name}/mean": a.mean for a in means if a.whole}
+    return {**figures, **whole}
+
+
+def _shown(found: Outcome) -> str:
+    left = f"; {brief(found.skipped)}" if found.skipped else ""
+    if found.main is None:
+        return f"{len(found.figures)} figures{left}"
+    return f"{found.main} {found.figures[found.main]:.4f}{left}"

@@ -1,0 +1,247 @@
+import contextlib
+import dataclasses
+import json
+import pathlib
+import runpy
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax.api import Clip
+from clip_jax.cli import eval as eval_command
+from clip_jax.eval import outcome
+from clip_jax.models.clip import CLIP
+from clip_jax.preprocess.recipe import Recipe
+
+TESTS = pathlib.Path(__file__).parents[1]
+sets = types.SimpleNamespace(**runpy.run_path(str(TESTS / "eval" / "standins.py")))
+CLASSES = ("cat", "dog", "cow", "hen", "owl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hashes:
+    """Eight tokens below 64 of each text."""
+
+    context_length: int = 8
+    vocab_size: int = 64
+
+    def tokenize(self, texts):
+        tokens = sets.tokenize(list(texts)) % 62
+        tokens = np.pad(tokens, ((0, 0), (1, 2)), constant_values=((0, 0), (62, 63)))
+        return tokens, np.zeros(len(tokens), bool)
+
+    def __call__(self, texts):
+        return self.tokenize(texts)[0]
+
+
+@pytest.fixture
+def loaded(tiny, tiny_params, monkeypatch):
+    """What the command loads, whatever it is told: a tiny model; the calls are noted."""
+    calls = []
+
+    def load(path, *, batch, sharding):
+        calls.append((path, batch))
+        return Clip(
+            model=CLIP(tiny),
+            params=jax.device_put(tiny_params, sharding),
+            tokenizer=Hashes(),
+            preprocess=Recipe(size=8),
+            batch=batch,
+        )
+
+    monkeypatch.setattr("clip_jax.api.load", load)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    sets.wds(root / "wds_mnist", sets.labelled(21, 5), classes=CLASSES)
+    samples = [{"png": sets.picture(i), "txt": f"a {i}\nb {i}"} for i in range(11)]
+    sets.wds(root / "flickr8k", samples, kind="retrieval")
+    return root
+
+
+@pytest.fixture
+def command(tmp_path, root, monkeypatch):
+    """`command(*args)`: exit status; everything is kept below the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def run(*args):
+        try:
+            return eval_command.main([str(arg) for arg in args])
+        except SystemExit as stop:
+            return stop.code
+
+    return run
+
+
+def test_a_suite_from_the_command_line(command, loaded, root, tmp_path, capsys):
+    args = ("any/model", "--suite", "mnist,flickr8k", "--root", root, "--batch", 8)
+    assert command(*args) == 0
+    shown = capsys.readouterr().out
+    assert loaded == [("any/model", 8)]
+    out = tmp_path / "suites" / "any-model"
+    figures = json.loads((out / "eval.json").read_text())
+    for name in ("MNIST", "Flickr8k", "Average", f"{figures['zero_shot/mnist/acc1']:.4f}"):
+        assert name in shown.partition("Evaluation")[2], name
+    assert "21 of 10,000" in shown
+    assert f"written: {out.relative_to(tmp_path) / 'eval.json'}" in shown
+    lines = (out / "eval_results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["dataset"] for line in lines] == ["MNIST", "Flickr8k"]
+    kept = tmp_path / "home" / ".cache" / "clip_jax" / "embeddings"
+    assert len(list(kept.glob("images-*.npz"))) == 2
+    written = (out / "eval.json").read_bytes()
+    assert command(*args) == 0
+    assert capsys.readouterr().out.count("(done before)") == 2
+    assert (out / "eval.json").read_bytes() == written
+
+
+def test_one_device_and_eight_give_the_same_figures(command, loaded, root, tmp_path, monkeypatch):
+    args = ("model", "--suite", "mnist,flickr8k", "--root", root, "--cache-gb", 0)
+    assert command(*args, "--batch", 16, "--out", "eight") == 0
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
+    assert command(*args, "--out", "three") == 0
+    assert loaded[-1] == ("model", 66)  # The default of 64, in equal parts.
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert command(*args, "--batch", 5, "--out", "one") == 0
+    one, eight = (json.loads((tmp_path / n / "eval.json").read_text()) for n in ("one", "eight"))
+    assert one == pytest.approx(eight, abs=1e-6)
+    for key in ("mnist", "flickr8k"):
+        a, b = (outcome.load(tmp_path / n / "results", key) for n in ("one", "eight"))
+        assert set(a.arrays) == set(b.arrays)
+        for name, array in a.arrays.items():
+            if array.dtype.kind == "f":
+                np.testing.assert_allclose(array, b.arrays[name], atol=1e-6)
+            else:
+                np.testing.assert_array_equal(array, b.arrays[name])
+
+
+def test_what_is_missing_is_said_at_the_end_with_a_status_of_its_own(
+    command, loaded, root, tmp_path, capsys
+):
+    assert command("model", "--suite", "mnist,cars,sun397", "--root", root, "--batch", 8) == 3
+    shown = capsys.readouterr().out
+    end = shown[shown.index("2 of 3 data sets are left out:") :].splitlines()
+    assert [line.split(":")[0].strip() for line in end[1:]] == ["cars", "sun397"]
+    assert end[1].startswith(f"  cars: cars is not in {root}: looked for wds_cars, wds_cars_test,")
+    assert "of 1, not all 3" in shown
+    assert json.loads((tmp_path / "suites" / "model" / "eval.json").read_text())
+    assert command("model", "--suite", "cars", "--root", root, "--out", "new", "--batch", 8) == 3
+    assert not (tmp_path / "new" / "eval.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--suite", "mnist", "--root", "R", "--evals", "x"], "--evals cannot be given with --su"),
+        (["--suite", "mnist", "--root", "R", "--data.root", "x"], "--data.root cannot be given wi"),
+        (["--root", "R", "--cache-gb", "1"], "--root, --cache-gb cannot be given without --suite"),
+        (["--suite", "mnist"], "--suite needs --root DIR with the data sets, or --root hub"),
+        (["--suite", "mnist,", "--root", "R"], "--suite 'mnist,': an empty name; suites are data"),
+        (["--suite", "tfds:a"], "tfds:a needs --templates FILE (and may have --classes FILE)"),
+        (
+            ["--suite", "mnist", "--root", "R", "--batch", "12"],
+            "--batch 12 is no multiple of the 8",
+        ),
+        (["--suite", "mnist", "--root", "R", "--batch", "0"], "--batch 0 is no multiple of the 8"),
+        (["--suite", "mnist", "--root", "R", "--cache-gb", "-1"], "--cache-gb starts at 0, got -1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(command, loaded, root, capsys, args, message):
+    args = [str(root) if arg == "R" else arg for arg in args]
+    assert command("model", *args) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_all_unknown_names_are_told_before_the_model_is_loaded(command, loaded, root, capsys):
+    assert command("model", "--suite", "mnits,mnist,vtab/pet", "--root", root) == 1
+    message = f"no suite or data set, and no folder with test/ in {root}, is called "
+    assert capsys.readouterr().err == (
+        f"error: {message}'mnits' (nearest: 'mnist'); {message}'vtab/pet' (nearest: 'vtab/pets')\n"
+    )
+    assert command("model", "--suite", "mnits", "--root", "hub") == 1
+    assert capsys.readouterr().err.startswith("error: no suite or data set is called 'mnits' (nea")
+    assert loaded == []
+
+
+def test_a_folder_that_no_suite_knows_is_measured_by_its_type(command, loaded, tmp_path, root):
+    sets.wds(tmp_path / "data" / "own" / "set", sets.labelled(5, 2, seed=1), classes=CLASSES[:2])
+    args = ("--suite", "own/set", "--root", tmp_path / "data", "--batch", 8)
+    assert command("model", *args) == 0
+    figures = json.loads((tmp_path / "suites" / "model" / "eval.json").read_text())
+    assert 0 <= figures["zero_shot/own-set/acc1"] <= 1
+
+
+def test_data_sets_come_from_the_hub(command, loaded, root, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def fetch(task, first):
+        asked.append((task.key, first))
+        if task.key == "mnist":
+            return root / "wds_mnist"
+        raise ConnectionError("the hub does not answer")
+
+    monkeypatch.setattr("clip_jax.eval.fetch.fetch", fetch)
+    args = ("--root", "hub", "--batch", 8)
+    assert command("model", "--suite", "mnist,cars", *args) == 3
+    assert asked == [("mnist", "benchmark"), ("cars", "benchmark")]
+    assert "  cars: the hub does not answer\n" in capsys.readouterr().out
+    asked.clear()
+    assert command("model", "--suite", "datacomp", *args, "--out", "other") == 3
+    assert len(asked) == 40
+    assert {first for _, first in asked} == {"datacomp"}
+    assert "of 1, not all 38" in capsys.readouterr().out
+
+
+def test_a_set_of_tensorflow_datasets_with_names_and_templates(command, loaded, tmp_path, capsys):
+    made = types.SimpleNamespace(**runpy.run_path(str(TESTS / "data" / "test_tfds.py")))
+    records = [made.example(40 * number, ["a"], number % 2) for number in range(5)]
+    made.prepare(tmp_path / "tfds" / "pairs" / "1.0.0", {"validation": [records]})
+    (tmp_path / "templates.txt").write_text("a photo of a {c}.\n{c}\n")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    args = ["--suite", "tfds:pairs", "--root", "tfds", "--templates", "templates.txt"]
+    args += ["--split", "validation", "--batch", 8]
+    assert command("model", *args, "--classes", "classes.txt", "--out", "given") == 0
+    assert command("model", *args, "--out", "own") == 0
+    given, own = (
+        outcome.load(tmp_path / name / "results", "tfds:pairs") for name in ("given", "own")
+    )
+    assert given.arrays["class_names"].tolist() == ["cat", "dog"]
+    assert own.arrays["class_names"].tolist() == ["tabby cat", "dog"]
+    assert own.arrays["labels"].tolist() == [0, 1, 0, 1, 0]
+    (tmp_path / "templates.txt").write_text("a photo\n")
+    assert command("model", *args, "--classes", "no.txt", "--out", "wrong") == 3
+    assert "tfds:pairs: no file no.txt" in capsys.readouterr().out
+    assert command("model", *args, "--out", "wrong") == 3
+    assert "templates.txt: a template holds exactly one placeholder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "out"),
+    [
+        ("run", "run/suites/20"),
+        ("run/checkpoints/10", "run/suites/10"),
+        ("ViT-B-32/openai", "suites/ViT-B-32-openai"),
+        ("hf-hub:some/model", "suites/hf-hub-some-model"),
+    ],
+)
+def test_figures_of_a_run_lie_in_its_folder_by_step(
+    command, loaded, root, tmp_path, capsys, given, out
+):
+    for step in (10, 20):
+        for name in ("params", "config"):
+            (tmp_path / "run" / "checkpoints" / str(step) / name).mkdir(parents=True)
+    assert command(given, "--suite", "mnist", "--root", root, "--batch", 8) == 0
+    assert (tmp_path / out / "eval.json").is_file()
+
+
+def test_the_help_names_suites_and_statuses(capsys):
+    with contextlib.suppress(SystemExit):
+        eval_command.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "suites: datacomp, clip_benchmark, imagenet_shifts" in shown
+    assert "3 some are left out" in shown
