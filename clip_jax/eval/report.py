@@ -23,6 +23,13 @@ ROWS, COLUMNS = 6, 5
 """Queries in a retrieval picture, and what is shown for each."""
 
 
+RATES = (
+    r"accuracy|acc(\d+|_.+)?|.*recall(@\d+|-macro_all)?|F1-macro_all|.*jaccard_score.*"
+    r"|mean_average_precision|.*calibration_error|(text|image|group)_score|share"
+)
+"""Metrics that are shown in percent."""
+
+
 def table(figures: Mapping[str, float]) -> Table:
     """A rich table of flat figures, `<task>/<name>/<metric>`; rates are shown in percent."""
     drawn = Table(title="Evaluation")
@@ -43,7 +50,7 @@ def table(figures: Mapping[str, float]) -> Table:
 
 def readable(metric: str, value: float) -> str:
     """A value as people read it: `81.3%` for accuracies and recalls, a plain number otherwise."""
-    if re.match(r"acc\d*$", metric) or re.search(r"recall(@\d+)?$", metric):
+    if re.fullmatch(RATES, metric):
         return f"{100 * value:.1f}%"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
 

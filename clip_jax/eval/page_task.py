@@ -1,0 +1,243 @@
+"""The part of a report that shows one data set."""
+
+import numpy as np
+
+from clip_jax.eval import outcome as outcomes
+from clip_jax.eval import page_data as data
+from clip_jax.eval.outcome import Outcome
+from clip_jax.eval.page_parts import (
+    SMALL,
+    Html,
+    bar,
+    join,
+    name,
+    number,
+    picture,
+    scrolling,
+    table,
+    tag,
+)
+
+
+def section(outcome: Outcome) -> Html:
+    """Everything about one data set; its id is `outcome.file_name`."""
+    parts = [
+        tag("h2", outcome.dataset),
+        tag("p", f"{outcome.key} · {outcome.task}", class_="key"),
+        figures(outcome),
+        *_tables(outcome),
+        _classes(outcome),
+        _confusions(outcome),
+        _mistakes(outcome),
+        *_searches(outcome),
+        _reliability(outcome),
+        _skipped(outcome),
+        tag("p", tag("a", "↑ all data sets", href="#all"), class_="quiet back"),
+    ]
+    return tag("section", *parts, id=outcomes.file_name(outcome.key))
+
+
+def figures(outcome: Outcome) -> Html:
+    """All metrics, the main one marked."""
+    rows = [
+        (f"{metric} (main)" if metric == outcome.main else metric, number(metric, value))
+        for metric, value in outcome.figures.items()
+    ]
+    return table("All metrics", ("metric", "value"), rows)
+
+
+def samples(outcome: Outcome) -> int | None:
+    """How many were evaluated; None where the outcome does not tell."""
+    return len(outcome.arrays["keys"]) if "keys" in outcome.arrays else None
+
+
+def _tables(outcome: Outcome) -> list[Html]:
+    made = []
+    for title, rows in outcome.tables.items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        cells = [
+            (row, *(number(c, values.get(c)) for c in columns)) for row, values in rows.items()
+        ]
+        made.append(join([tag("h3", title), table(title, ("", *columns), cells, caption=False)]))
+    return made
+
+
+def _classes(outcome: Outcome) -> Html:
+    rows = data.by_class(outcome)
+    if not rows:
+        return Html()
+    if len(rows) <= data.ENDS:
+        parts = [_bars(f"All {len(rows)} classes, best first", rows)]
+    elif len(rows) <= 2 * data.ENDS:
+        half = -(-len(rows) // 2)
+        parts = [_bars("Better half", rows[:half]), _bars("Other half", rows[half:])]
+    else:
+        parts = [
+            _bars(f"Best {data.ENDS} of {len(rows):,}", rows[: data.ENDS]),
+            _bars(f"Worst {data.ENDS} of {len(rows):,}, worst first", rows[: -data.ENDS - 1 : -1]),
+        ]
+    return join([tag("h3", "Accuracy of each class"), tag("div", *parts, class_="columns")])
+
+
+def _bars(caption: str, rows: list[data.ClassRow]) -> Html:
+    cells = [(r.name, bar(r.accuracy), number("acc1", r.accuracy), f"{r.samples:,}") for r in rows]
+    return table(caption, ("class", "", "accuracy", "samples"), cells, style="bars")
+
+
+def _confusions(outcome: Outcome) -> Html:
+    matrix = data.whole_confusion(outcome)
+    if matrix is not None:
+        names = [str(n) for n in outcome.arrays["class_names"]]
+        return join([tag("h3", "Confusions"), _matrix(matrix, names)])
+    pairs = data.confused(outcome)
+    if not pairs:
+        return Html()
+    rows = [(p.true, p.given, f"{p.count:,}", number("acc1", p.share)) for p in pairs]
+    head = ("true class", "taken for", "samples", "of the class")
+    told = f"The {len(pairs)} pairs confused most often"
+    return join([tag("h3", "Confusions"), table(told, head, rows, words=(1,))])
+
+
+def _matrix(counts: np.ndarray, names: list[str]) -> Html:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    head = [tag("th", tag("span", n, title=n), scope="col") for n in names]
+    lines = []
+    for row, label in enumerate(names):
+        cells = [
+            tag("td", f"{count:,}" if count else "", style=_shade(share))
+            for count, share in zip(counts[row], shares[row], strict=True)
+        ]
+        lines.append(tag("tr", tag("th", label, scope="row", dir="auto", title=label), *cells))
+    told = "Samples of each class (row) by the class they were given (column)"
+    corner = tag("th", "true \\ given", scope="col")
+    top, body = tag("thead", tag("tr", corner, *head)), tag("tbody", *lines)
+    return scrolling(
+        tag("table", tag("caption", tag("span", told)), top, body, class_="matrix"), told
+    )
+
+
+def _shade(share: float) -> str | None:
+    if not share:
+        return None
+    return f"background:color-mix(in srgb, var(--accent) {70 * share:.0f}%, transparent)"
+
+
+def _mistakes(outcome: Outcome) -> Html:
+    found = data.mistakes(outcome)
+    if not found:
+        return Html()
+    cards = []
+    for one in found:
+        alt = f"{one.key}: {one.true}, taken for {one.given}"
+        shown = tag("div", f"no picture kept of {one.key}", class_="blank")
+        if one.pixels is not None:
+            shown = picture(one.pixels, alt)
+        words = (
+            *(tag("b", name(one.given)), " ", number("acc1", one.confidence)),
+            *(tag("br"), "is ", name(one.true)),
+        )
+        cards.append(tag("figure", shown, tag("figcaption", *words)))
+    return join(
+        [
+            tag("h3", "Mistakes it was surest of"),
+            tag("p", "In bold the class given, with its probability.", class_="quiet"),
+            tag("div", *cards, class_=f"cards{_size(outcome)}"),
+        ]
+    )
+
+
+def _size(outcome: Outcome) -> str:
+    pictures = outcome.arrays.get("pictures")
+    return " small" if pictures is not None and pictures.shape[1] <= SMALL else ""
+
+
+def _searches(outcome: Outcome) -> list[Html]:
+    captions = outcome.arrays.get("captions")
+    keys, shown = outcome.arrays.get("keys"), data.thumbnails(outcome)
+
+    def image(row: int) -> Html:
+        key = str(keys[row]) if keys is not None else f"picture {row}"
+        if row not in shown:
+            return tag("div", f"no picture kept of {key}", class_="blank")
+        return picture(shown[row], key)
+
+    made = []
+    for direction, title, one in (
+        ("to_image", "Pictures found for a caption", _found_images),
+        ("to_text", "Captions found for a picture", _found_texts),
+    ):
+        found = data.searches(outcome, direction)
+        if found and captions is not None:
+            grids = [one(search, captions, image) for search in found]
+            told = tag("p", "Best first; ✓ belongs to the query.", class_="quiet")
+            box = tag("div", *grids, class_=_size(outcome).strip() or None)
+            made.append(join([tag("h3", title), told, box]))
+    return made
+
+
+def _found_images(search: data.Search, captions: np.ndarray, image) -> Html:
+    items = []
+    for row, hit in zip(search.found, search.right, strict=True):
+        label = tag("span", "✓" if hit else "✗", aria_label="right" if hit else "wrong")
+        items.append(tag("li", image(row), label, class_="hit" if hit else None))
+    caption = tag("p", str(captions[search.query]), dir="auto")
+    return tag("div", caption, tag("ol", *items, class_="found"), class_="query")
+
+
+def _found_texts(search: data.Search, captions: np.ndarray, image) -> Html:
+    items = [
+        tag("li", "✓ " if hit else "✗ ", name(str(captions[row])), class_="hit" if hit else None)
+        for row, hit in zip(search.found, search.right, strict=True)
+    ]
+    inside = tag("div", image(search.query)), tag("ol", *items)
+    return tag("div", tag("div", *inside, class_="side"), class_="query")
+
+
+def _reliability(outcome: Outcome) -> Html:
+    curve = data.calibration(outcome)
+    if curve is None:
+        return Html()
+    left, size = 40, 240
+
+    def x(value: float) -> float:
+        return round(left + size * float(value), 2)
+
+    def y(value: float) -> float:
+        return round(10 + size * (1 - float(value)), 2)
+
+    some = curve.counts > 0
+    middles = list(zip(curve.confidence[some], curve.accuracy[some], strict=True))
+    heights = curve.counts / curve.counts.max()
+    drawn: list[Html] = [
+        tag("rect", x=x(e), y=y(h), width=x(f) - x(e) - 1, height=y(0) - y(h), class_="amount")
+        for e, f, h in zip(curve.edges[:-1], curve.edges[1:], heights, strict=True)
+        if h
+    ]
+    for at in (0, 0.25, 0.5, 0.75, 1):
+        drawn += [
+            tag("line", x1=x(0), x2=x(1), y1=y(at), y2=y(at), class_="axis"),
+            tag("text", f"{at:.0%}", x=left - 6, y=y(at) + 4, text_anchor="end"),
+            tag("text", f"{at:.0%}", x=x(at), y=y(0) + 18, text_anchor="middle"),
+        ]
+    drawn += [
+        tag("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="ideal"),
+        tag("polyline", points=" ".join(f"{x(c)},{y(a)}" for c, a in middles), class_="curve"),
+        *(tag("circle", cx=x(c), cy=y(a), r=3.5, class_="dots") for c, a in middles),
+        tag("text", "probability of the class given", x=x(0.5), y=y(0) + 36, text_anchor="middle"),
+    ]
+    told = (
+        f"How often the class given is right (height) by the probability it got; on the dashed "
+        f"line a model is as sure as it should be. Expected calibration error "
+        f"{100 * curve.error:.1f} points. Bars: samples."
+    )
+    chart = tag("svg", *drawn, viewBox=f"0 0 {left + size + 20} {size + 56}", role="img",
+                aria_label=told)  # fmt: skip
+    return join([tag("h3", "Calibration"), tag("figure", chart, tag("figcaption", told))])
+
+
+def _skipped(outcome: Outcome) -> Html:
+    if not outcome.skipped:
+        return Html()
+    messages = tag("ul", *(tag("li", one) for one in outcome.skipped), class_="messages")
+    told = f"{len(outcome.skipped):,} samples left out"
+    return tag("details", tag("summary", told), messages, class_="apart")
