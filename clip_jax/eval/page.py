@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax.eval import outcome as outcomes
 from clip_jax.eval import page_data, page_plots
 from clip_jax.eval.outcome import Outcome
-from clip_jax.eval.page_parts import NONE, Html, document, join, number, points, table, tag, write
+from clip_jax.eval.page_parts import NONE, Html, change, document, join, number, table, tag, write
 from clip_jax.eval.page_task import samples, section
 from clip_jax.eval.published import AVERAGE, Reported, reported
 
@@ -136,7 +136,7 @@ def _published(known: Sequence[Reported]) -> Html:
 
 def _gap(value: float | None, known: Sequence[Reported]) -> Html:
     """To the first of the published figures."""
-    return points(value - known[0].value) if known and value is not None else Html()
+    return change("acc", value - known[0].value) if known and value is not None else Html()
 
 
 def _absent(absent: Mapping[str, str]) -> Html:

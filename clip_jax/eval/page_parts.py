@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from clip_jax.eval.page_style import STYLE
-from clip_jax.eval.report import readable
+from clip_jax.eval.report import readable, signed
 
 SMALL = 64
 """Pixels of a side, up to which pictures are enlarged without smoothing."""
@@ -71,14 +71,9 @@ def number(metric: str, value: float | None) -> Html:
     return tag("data", readable(metric, value), value=repr(float(value)))
 
 
-def points(value: float | None) -> Html:
-    """A difference of shares, in percentage points with its sign."""
-    if value is None:
-        return tag("span", NONE, class_="none")
-    # A minus sign, and no sign where the rounded figure is 0.
-    shown = f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-    shown = shown[1:] if shown[1:] == "0.0" else shown
-    return tag("data", shown, value=repr(float(value)))
+def change(metric: str, value: float) -> Html:
+    """A difference of a metric, of shares in percentage points."""
+    return tag("data", signed(metric, value), value=repr(float(value)))
 
 
 def table(

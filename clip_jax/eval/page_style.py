@@ -47,6 +47,7 @@ details dl { display: grid; grid-template-columns: auto auto; gap: .1rem .8rem; 
   font-size: .875rem; }
 dt { text-align: left; color: var(--quiet); } dd { margin: 0; text-align: right; }
 .better { color: var(--right); font-weight: 600; } .worse { color: var(--wrong); font-weight: 600; }
+b { font-weight: 600; } .interval { white-space: nowrap; }
 .bar { display: block; width: 100%; min-width: 6rem; height: .8rem; margin-top: .35rem;
   background: var(--bar); border-radius: 2px; print-color-adjust: exact; }
 .bar span { display: block; height: 100%; background: var(--accent); border-radius: 2px;
@@ -79,7 +80,8 @@ figcaption b { color: var(--text); font-weight: 600; }
 .found li img { border: 3px solid transparent; }
 .found li.hit img { border-color: var(--right); }
 .hit, .found li.hit { color: var(--right); }
-.side { display: grid; grid-template-columns: minmax(5rem, 9rem) 1fr; gap: 1rem;
+.side { display: grid; grid-template-columns: minmax(4.5rem, 9rem) minmax(0, 1fr);
+  gap: 1rem;
   align-items: start; }
 .side img { width: 100%; height: auto; border-radius: 4px; }
 .side ol { margin: 0; padding-left: 1.4rem; } .side li { overflow-wrap: anywhere; }
@@ -97,7 +99,8 @@ details.apart { margin-top: 1.5rem; }
 @media (max-width: 30rem) {
   main { padding: 1rem .9rem 3rem; } .found { gap: .3rem; } th, td { padding: .3rem .5rem; }
   .cards { grid-template-columns: repeat(2, 1fr); } .bars td:nth-child(2) { width: 38%; }
-  .bar { min-width: 4rem; }
+  .bar { min-width: 4rem; } .side { grid-template-columns: 5rem minmax(0, 1fr); gap: .7rem; }
+  .side ol { font-size: .9rem; }
 }
 @media print {
   main { max-width: none; padding: 0; } .wide, details.apart { margin-top: 1.5rem; }
