@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from clip_jax.cli.process import add_model, command
 from clip_jax.cli.progress import EmbeddingBar
 
 TEMPLATES = "zeroshot_classification_templates.txt"
+WIDE = 160
+"""Columns of a table that goes to no terminal."""
 MEASURES = ("acc1", "mean_per_class_recall")
 
 
@@ -27,44 +29,33 @@ def main(argv: list[str]) -> None:
     """
     options = parser().parse_args(argv)
     task = _task(options)
+    _require_place(options.out)
+    found = _embed(task, options)
     from rich.console import Console
 
-    from clip_jax.api import load
     from clip_jax.eval import page_parts, pictures, prompts
 
-    said, out = Console(file=sys.stderr, highlight=False, markup=False), options.out
-    _require_place(out)
-    clip = load(options.model, batch=options.batch)
-    with EmbeddingBar(said) as progress:
-        warn = _Warn(said)
-        embedder = dataclasses.replace(clip.embedder, progress=progress, warn=warn)
-        words = _embed_words(task, embedder)
-        images, labels = _embed_split(task, task.validation, embedder)
-        unseen = _embed_split(task, task.test, embedder) if task.test is not None else None
     measure = _measure(options.measure)
-    alone = prompts.score_each(words, images, labels, measure=measure)
-    chosen = prompts.greedy(words, images, labels, limit=options.most, measure=measure)
+    data = found.words, *found.validation
+    alone = prompts.score_each(*data, measure=measure)
+    chosen = prompts.greedy(*data, limit=options.most, measure=measure)
     console = Console(file=sys.stdout, highlight=False, markup=False)
-    console.print(_table(task.templates, alone, chosen), width=None if console.is_terminal else 160)
-    everything = tuple(range(len(task.templates)))
-    before = _figure(words, everything, images, labels, measure)
-    told = f"{options.measure} on {task.validation}, {len(labels):,} pictures"
-    title = f"{told}: {_percent(max(chosen.curve))} with {len(chosen.best)} templates"
-    console.print(f"{title}, {_percent(before)} with all {len(everything)}", soft_wrap=True)
-    if unseen is None:
-        console.print("no test split, so no figure of pictures that the set was not chosen on")
-    else:
-        console.print(_on_test(task, words, chosen.best, unseen, options.measure), soft_wrap=True)
-    lines = [_with_c(task.templates[p]) for p in chosen.best]
-    page_parts.write(out, "".join(f"{line}\n" for line in lines))
-    figure = pictures.growth(
-        chosen.curve,
-        [task.templates[p] for p in chosen.order],
-        [float(alone[p]) for p in chosen.order],
-        title,
+    drawn = _table(task.templates, alone.tolist(), chosen)
+    console.print(drawn, width=None if console.is_terminal else WIDE)
+    title = (
+        f"{options.measure} on {task.validation}, {len(data[2]):,} pictures: "
+        f"{_percent(max(chosen.curve))} with the best {len(chosen.best)} templates"
     )
-    pictures.save(figure, out.with_suffix(".png"))
-    console.print(f"written: {out}, {out.with_suffix('.png')}", soft_wrap=True)
+    before = _figure(found.words, range(len(task.templates)), found.validation, measure)
+    console.print(f"{title}, {_percent(before)} with all {len(task.templates)}", soft_wrap=True)
+    console.print(_on_test(task, found, chosen.best, options.measure), soft_wrap=True)
+    lines = [_with_c(task.templates[p]) for p in chosen.best]
+    written = page_parts.write(options.out, "".join(f"{line}\n" for line in lines))
+    names = [task.templates[p] for p in chosen.order]
+    each = [float(alone[p]) for p in chosen.order]
+    drawing = written.with_suffix(".png")
+    pictures.save(pictures.growth(chosen.curve, names, each, title), drawing)
+    console.print(f"written: {written}, {drawing}", soft_wrap=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -220,11 +211,32 @@ def _require_place(out: Path) -> None:
         raise FileNotFoundError(f"--out {out}: give the name of a file in a folder that exists")
 
 
-def _embed_words(task: _Task, embedder: Any) -> Any:
-    """(K, P, D)."""
-    texts = [t.format(name, c=name) for name in task.names for t in task.templates]
-    rows = embedder.texts(texts)
-    return rows.reshape(len(task.names), len(task.templates), -1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Found:
+    words: Any
+    """Unit-norm embedding of each class's name in each template, (K, P, D)."""
+    validation: tuple[Any, Any]
+    """Embedded pictures, and their classes."""
+    test: tuple[Any, Any] | None
+
+
+def _embed(task: _Task, options: argparse.Namespace) -> _Found:
+    from rich.console import Console
+
+    from clip_jax.api import load
+
+    said = Console(file=sys.stderr, highlight=False, markup=False)
+    clip = load(options.model, batch=options.batch)
+    with EmbeddingBar(said) as progress:
+        embedder = dataclasses.replace(clip.embedder, progress=progress, warn=_Warn(said))
+        # Words first: they fail at once.
+        texts = [t.format(name, c=name) for name in task.names for t in task.templates]
+        words = embedder.texts(texts)
+        return _Found(
+            words=words.reshape(len(task.names), len(task.templates), -1),
+            validation=_embed_split(task, task.validation, embedder),
+            test=None if task.test is None else _embed_split(task, task.test, embedder),
+        )
 
 
 def _embed_split(task: _Task, split: str, embedder: Any) -> tuple[Any, Any]:
@@ -243,26 +255,29 @@ def _measure(name: str) -> Any:
     return prompts.top1 if name == "acc1" else metrics.mean_per_class_recall
 
 
-def _figure(words: Any, chosen: tuple[int, ...], images: Any, labels: Any, measure: Any) -> float:
+def _ranks(words: Any, chosen: Iterable[int], images: Any, labels: Any) -> Any:
     from clip_jax.eval import metrics, prompts
 
-    return measure(metrics.class_ranks(images, prompts.ensemble(words, chosen), labels), labels)
+    return metrics.class_ranks(images, prompts.ensemble(words, tuple(chosen)), labels)
 
 
-def _on_test(
-    task: _Task, words: Any, best: tuple[int, ...], unseen: tuple[Any, Any], measure: str
-) -> str:
+def _figure(words: Any, chosen: Iterable[int], data: tuple[Any, Any], measure: Any) -> float:
+    return measure(_ranks(words, chosen, *data), data[1])
+
+
+def _on_test(task: _Task, found: _Found, best: tuple[int, ...], measure: str) -> str:
     """Old and new set on pictures that nothing was chosen on."""
-    from clip_jax.eval import metrics, prompts
     from clip_jax.eval.bootstrap import paired_difference
 
-    images, labels = unseen
-    sets = tuple(range(len(task.templates))), best
-    ranks = [metrics.class_ranks(images, prompts.ensemble(words, one), labels) for one in sets]
+    if found.test is None:
+        return "no test split, so no figure of pictures that the set was not chosen on"
+    labels = found.test[1]
+    sets = range(len(task.templates)), best
+    ranks = [_ranks(found.words, one, *found.test) for one in sets]
     old, new = (_measure(measure)(one, labels) for one in ranks)
     told = (
         f"{measure} on {task.test}, {len(labels):,} pictures: {_percent(new)} with the best set, "
-        f"{_percent(old)} with all {len(sets[0])}"
+        f"{_percent(old)} with all {len(task.templates)}"
     )
     if measure == "acc1":
         gap = paired_difference(ranks[1] < 1, ranks[0] < 1)
@@ -271,7 +286,7 @@ def _on_test(
     return told
 
 
-def _table(templates: Sequence[str], alone: Any, chosen: Any) -> Any:
+def _table(templates: tuple[str, ...], alone: list[float], chosen: Any) -> Any:
     """Templates in the order in which they were taken; the rest after them, best first."""
     from rich.table import Table
     from rich.text import Text
@@ -282,7 +297,7 @@ def _table(templates: Sequence[str], alone: Any, chosen: Any) -> Any:
     for place, (p, figure) in enumerate(zip(chosen.order, chosen.curve, strict=True), 1):
         style = "bold" if place <= len(chosen.best) else ""
         cells = (str(place), templates[p], _percent(alone[p]), _percent(figure))
-        drawn.add_row(*(Text(cell, style=style) for cell in cells))
+        drawn.add_row(*(Text(cell, style) for cell in cells))
     for p in sorted(set(range(len(templates))) - set(chosen.order), key=lambda p: -alone[p]):
         drawn.add_row("", Text(templates[p]), _percent(alone[p]), "")
     return drawn

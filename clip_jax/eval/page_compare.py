@@ -18,6 +18,9 @@ NOTE = (
     "about one will look decided all the same."
 )
 
+HEAD = ("metric", "A", "B", "B \N{MINUS SIGN} A", "95% interval", "")
+"""Columns of a compared metric."""
+
 
 def verdict(one: Compared) -> str:
     """`A is higher` or `B is higher` where the interval leaves 0 out; otherwise nothing."""
@@ -106,17 +109,7 @@ def write_comparison(
         tag("h2", "Data sets"),
         table(
             "Main figure of each data set. Differences of shares in percentage points.",
-            (
-                "data set",
-                "metric",
-                "A",
-                "B",
-                "B − A",
-                "95% interval",
-                "",
-                "only A right",
-                "only B right",
-            ),
+            ("data set", *HEAD, "only A right", "only B right"),
             [_row(one) for one in pairings],
             words=(1, 6),
         ),
@@ -138,6 +131,7 @@ def _row(pairing: Pairing) -> tuple[str, ...]:
 
 def _cells(one: Compared) -> tuple[str, ...]:
     told, low_high = verdict(one), Html()
+    less = change(one.metric, one.difference)
     if one.interval is not None:
         low, high = (change(one.metric, end) for end in _ends(one))
         low_high = tag("span", low, " to ", high, class_="interval")
@@ -145,9 +139,7 @@ def _cells(one: Compared) -> tuple[str, ...]:
         one.metric,
         number(one.metric, one.first),
         number(one.metric, one.second),
-        tag("b", change(one.metric, one.difference))
-        if told
-        else change(one.metric, one.difference),
+        tag("b", less) if told else less,
         low_high or NONE,
         tag("span", told, class_="better" if told.startswith("B") else "worse") if told else "",
     )
@@ -156,7 +148,7 @@ def _cells(one: Compared) -> tuple[str, ...]:
 def _all_metrics(pairing: Pairing) -> Html:
     rows = [_cells(one) for one in pairing.metrics]
     label = f"All metrics of {pairing.dataset}"
-    body = table(label, ("metric", "A", "B", "B − A", "95% interval", ""), rows, words=(5,))
+    body = table(label, HEAD, rows, words=(5,))
     return join([tag("details", tag("summary", label), body, class_="apart")])
 
 
