@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
     pairings = compare(*sides)
     lonely = page.unpaired(*([one.key for one in side] for side in sides))
     console = Console(file=sys.stdout, markup=False, highlight=False)
-    # A file or a pipe gets whole lines.
-    console.print(page.terminal_table(pairings), width=None if console.is_terminal else WIDE)
+    console.width = console.width if console.is_terminal else WIDE
+    console.print(page.terminal_table(pairings))
     for line in (f"A: {options.a}", f"B: {options.b}", *lonely, *page.notes(pairings)):
         console.print(line, soft_wrap=True)
     names = str(options.a), str(options.b)

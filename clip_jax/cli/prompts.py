@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
     alone = prompts.score_each(*data, measure=measure)
     chosen = prompts.greedy(*data, limit=options.most, measure=measure)
     console = Console(file=sys.stdout, highlight=False, markup=False)
-    drawn = _table(task.templates, alone.tolist(), chosen)
-    console.print(drawn, width=None if console.is_terminal else WIDE)
+    console.width = console.width if console.is_terminal else WIDE
+    console.print(_table(task.templates, alone.tolist(), chosen))
     title = (
         f"{options.measure} on {task.validation}, {len(data[2]):,} pictures: "
         f"{_percent(max(chosen.curve))} with the best {len(chosen.best)} templates"

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clip_jax.eval.compare import Compared, Pairing
-from clip_jax.eval.page_parts import NONE, Html, change, document, join, number, table, tag, write
+from clip_jax.eval.page_parts import NONE, Html, change, document, number, table, tag, write
 from clip_jax.eval.report import readable, signed
 
 NOTE = (
@@ -149,7 +149,7 @@ def _all_metrics(pairing: Pairing) -> Html:
     rows = [_cells(one) for one in pairing.metrics]
     label = f"All metrics of {pairing.dataset}"
     body = table(label, HEAD, rows, words=(5,))
-    return join([tag("details", tag("summary", label), body, class_="apart")])
+    return tag("details", tag("summary", label), body)
 
 
 def _ends(one: Compared) -> tuple[float, float]:

@@ -44,7 +44,7 @@ def _figures(one: Outcome) -> Iterator[tuple[str, Figure]]:
         names = [str(n) for n in one.arrays["class_names"]]
         yield "confusion", pictures.confusion(matrix, names, title)
     if wrong := [m for m in data.mistakes(one) if m.pixels is not None]:
-        told = [f"{m.given} {m.confidence:.0%}\nis {m.true}" for m in wrong]
+        told = [f"{m.given} ({m.confidence:.0%}), is {m.true}" for m in wrong]
         images = np.stack([m.pixels for m in wrong if m.pixels is not None])
         yield "mistakes", pictures.contact_sheet(images, told, f"{one.dataset}: surest mistakes")
     yield from _grids(one)

@@ -46,6 +46,7 @@ td details { min-width: 8rem; }
 details dl { display: grid; grid-template-columns: auto auto; gap: .1rem .8rem; margin: .4rem 0;
   font-size: .875rem; }
 dt { text-align: left; color: var(--quiet); } dd { margin: 0; text-align: right; }
+.better, .worse { white-space: nowrap; }
 .better { color: var(--right); font-weight: 600; } .worse { color: var(--wrong); font-weight: 600; }
 b { font-weight: 600; } .interval { white-space: nowrap; }
 .bar { display: block; width: 100%; min-width: 6rem; height: .8rem; margin-top: .35rem;

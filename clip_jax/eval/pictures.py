@@ -212,7 +212,10 @@ def _style(axes: Axes, title: str, width: int) -> None:
     style: dict[str, Any] = {"parse_math": False, "fontfamily": _fonts(), "fontsize": 9}
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         label.set(**style)
-    axes.set_title(wrap(title, width=width, lines=2)).set(**style | {"fontsize": 11})
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    # The figure's, not the axes': long names of ticks leave these little room.
+    figure.suptitle(wrap(title, width=width, lines=2)).set(**style | {"fontsize": 11})
 
 
 def _title(figure: Figure, title: str) -> None:
