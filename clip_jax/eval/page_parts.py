@@ -19,7 +19,7 @@ SMALL = 64
 """Pixels of a side, up to which pictures are enlarged without smoothing."""
 NONE = "\N{EN DASH}"
 """Where there is no figure."""
-VOID = ("img", "meta", "br", "line", "rect", "circle", "polyline")
+VOID, SHAPES = ("img", "meta", "br"), ("line", "rect", "circle", "polyline")
 
 
 class Html(str):
@@ -49,8 +49,8 @@ def tag(name: str, /, *children: str, **attributes: str | int | float | None) ->
         for key, value in attributes.items()
         if value is not None
     )
-    if name in VOID:
-        return Html(f"<{name}{told}>" if name in ("img", "meta", "br") else f"<{name}{told}/>")
+    if name in VOID or name in SHAPES:
+        return Html(f"<{name}{told}{'/' if name in SHAPES else ''}>")
     return Html(f"<{name}{told}>{join(children)}</{name}>")
 
 

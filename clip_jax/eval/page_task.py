@@ -5,6 +5,7 @@ import numpy as np
 from clip_jax.eval import outcome as outcomes
 from clip_jax.eval import page_data as data
 from clip_jax.eval.outcome import Outcome
+from clip_jax.eval.page_chart import reliability_chart
 from clip_jax.eval.page_parts import (
     SMALL,
     Html,
@@ -197,42 +198,13 @@ def _reliability(outcome: Outcome) -> Html:
     curve = data.calibration(outcome)
     if curve is None:
         return Html()
-    left, size = 40, 240
-
-    def x(value: float) -> float:
-        return round(left + size * float(value), 2)
-
-    def y(value: float) -> float:
-        return round(10 + size * (1 - float(value)), 2)
-
-    some = curve.counts > 0
-    middles = list(zip(curve.confidence[some], curve.accuracy[some], strict=True))
-    heights = curve.counts / curve.counts.max()
-    drawn: list[Html] = [
-        tag("rect", x=x(e), y=y(h), width=x(f) - x(e) - 1, height=y(0) - y(h), class_="amount")
-        for e, f, h in zip(curve.edges[:-1], curve.edges[1:], heights, strict=True)
-        if h
-    ]
-    for at in (0, 0.25, 0.5, 0.75, 1):
-        drawn += [
-            tag("line", x1=x(0), x2=x(1), y1=y(at), y2=y(at), class_="axis"),
-            tag("text", f"{at:.0%}", x=left - 6, y=y(at) + 4, text_anchor="end"),
-            tag("text", f"{at:.0%}", x=x(at), y=y(0) + 18, text_anchor="middle"),
-        ]
-    drawn += [
-        tag("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="ideal"),
-        tag("polyline", points=" ".join(f"{x(c)},{y(a)}" for c, a in middles), class_="curve"),
-        *(tag("circle", cx=x(c), cy=y(a), r=3.5, class_="dots") for c, a in middles),
-        tag("text", "probability of the class given", x=x(0.5), y=y(0) + 36, text_anchor="middle"),
-    ]
     told = (
-        f"How often the class given is right (height) by the probability it got; on the dashed "
-        f"line a model is as sure as it should be. Expected calibration error "
+        "How often the class given is right (height) by the probability it got; on the dashed "
+        "line a model is as sure as it should be. Expected calibration error "
         f"{100 * curve.error:.1f} points. Bars: samples."
     )
-    chart = tag("svg", *drawn, viewBox=f"0 0 {left + size + 20} {size + 56}", role="img",
-                aria_label=told)  # fmt: skip
-    return join([tag("h3", "Calibration"), tag("figure", chart, tag("figcaption", told))])
+    figure = tag("figure", reliability_chart(curve, told), tag("figcaption", told))
+    return join([tag("h3", "Calibration"), figure])
 
 
 def _skipped(outcome: Outcome) -> Html:
