@@ -15,6 +15,9 @@ Measure = Callable[[np.ndarray], float]
 """Rows of samples, some of them several times -> a figure over them."""
 SAME = 1e-6
 """A figure found again from the arrays may be this far from the one that was saved."""
+AVERAGES = {"acc_avg": "acc1", "acc_top5_avg": "acc5"}
+"""Metrics that are the same mean under another name."""
+RECALLS = ("mean_per_class_recall", "recall-macro_all")
 RESAMPLES = 2000
 """Of figures that are no mean: each is computed anew."""
 
@@ -182,15 +185,25 @@ def _means(
     """What each common sample adds to a metric that is a mean over samples; None if it is none."""
     sides = []
     for one, own in zip((a, b), rows, strict=True):
-        credit = one.arrays.get(f"credit/{metric}")
-        if credit is None or _of_captions(one, metric) or len(credit) != _size(one):
-            return None
-        scored = credit[np.isfinite(credit)]
-        if not scored.size or abs(scored.mean() - one.figures[metric]) > SAME:
+        credit = _credit(one, metric)
+        if credit is None:
             return None
         sides.append(credit[own].astype(np.float64))
     counts = np.isfinite(sides[0]) & np.isfinite(sides[1])  # Some sets score only some samples.
     return (sides[0][counts], sides[1][counts]) if counts.any() else None
+
+
+def _credit(one: Outcome, metric: str) -> Float[np.ndarray, " n"] | None:
+    """What each picture adds to a metric, if that is the mean of it."""
+    known = metric, metric.removesuffix("_avg"), AVERAGES.get(metric, metric)
+    for name in dict.fromkeys(known):
+        credit = one.arrays.get(f"credit/{name}")
+        if credit is None or _of_captions(one, name) or len(credit) != _size(one):
+            continue
+        scored = credit[np.isfinite(credit)]
+        if scored.size and abs(scored.mean() - one.figures[metric]) <= SAME:
+            return credit
+    return None
 
 
 def _of_captions(one: Outcome, metric: str) -> bool:
@@ -221,7 +234,7 @@ def _ways(one: Outcome, metric: str) -> Iterator[tuple[str, Measure]]:
         if all(f"credit/{side}" in arrays for side in sides):
             by_text, by_image = _caption_mean(one, sides[0]), arrays[f"credit/{sides[1]}"]
             yield "both", lambda rows: (by_text(rows) + float(by_image[rows].mean())) / 2
-    if metric == "mean_per_class_recall" and "labels" in arrays and "credit/acc1" in arrays:
+    if metric in RECALLS and "labels" in arrays and "credit/acc1" in arrays:
         yield "classes", _class_mean(arrays["labels"], arrays["credit/acc1"])
     if metric == "F1-macro_all" and "labels" in arrays and "top" in arrays:
         yield "f1", _macro_f1(arrays)

@@ -21,6 +21,7 @@ def write_report(
     out: str | os.PathLike[str],
     model: str,
     *,
+    keys: Sequence[str] | None = None,
     averages: Mapping[str, float] | None = None,
     absent: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
@@ -31,16 +32,18 @@ def write_report(
     Args:
       out: the folder of the evaluation.
       model: what was evaluated; of a catalogued name, published figures stand beside those found.
+      keys: of the outcomes to show, in this order; all if None. A folder may hold those of an
+        earlier evaluation, too.
       averages: by name, in the order in which they are shown; the mean of all main figures if None.
       absent: data sets that were asked for and not evaluated, with the reason.
 
     Raises:
       FileNotFoundError: OUT/results holds no outcome.
-      ValueError: a file there is none.
+      ValueError: a file there is none; keys without an outcome.
       OSError: a file cannot be written; an earlier page is still whole.
     """
     out = pathlib.Path(out)
-    found = page_data.read_all(out)
+    found = page_data.read_all(out, keys)
     page_plots.draw(found, out / "plots")
     return write(out / "report.html", _page(found, model, averages, absent or {}))
 

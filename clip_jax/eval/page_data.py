@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -21,12 +22,12 @@ MISTAKES = 12
 BINS = 15
 
 
-def read_all(out: str | os.PathLike[str]) -> list[Outcome]:
-    """The outcomes in OUT/results, by key.
+def read_all(out: str | os.PathLike[str], keys: Collection[str] | None = None) -> list[Outcome]:
+    """The outcomes in OUT/results: those asked for, in their order, or all by name.
 
     Raises:
       FileNotFoundError: there is none; says what was looked for.
-      ValueError: a file that is no outcome, or lacks its arrays.
+      ValueError: a file that is no outcome, or lacks its arrays; keys without an outcome.
     """
     folder = pathlib.Path(out) / "results"
     found = []
@@ -41,7 +42,12 @@ def read_all(out: str | os.PathLike[str]) -> list[Outcome]:
         found.append(one)
     if not found:
         raise FileNotFoundError(f"no evaluation in {out}: it has no results/*.json")
-    return found
+    if keys is None:
+        return found
+    known = {one.key: one for one in found}
+    if missing := [key for key in keys if key not in known]:
+        raise ValueError(f"{folder} has no outcome of {missing}; it has {list(known)}")
+    return [known[key] for key in keys]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

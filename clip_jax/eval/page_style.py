@@ -42,7 +42,7 @@ td.words { min-width: 7rem; overflow-wrap: anywhere; }
 td .source { display: block; min-width: 11rem; max-width: 15rem; margin-left: auto;
   font-size: .8rem; color: var(--quiet); }
 summary { cursor: pointer; white-space: nowrap; }
-td details { min-width: 8rem; }
+td details[open] { min-width: 9rem; }
 details dl { display: grid; grid-template-columns: auto auto; gap: .1rem .8rem; margin: .4rem 0;
   font-size: .875rem; }
 dt { text-align: left; color: var(--quiet); } dd { margin: 0; text-align: right; }
@@ -63,8 +63,8 @@ b { font-weight: 600; } .interval { white-space: nowrap; }
 .matrix thead th { vertical-align: bottom; }
 .matrix thead th span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem;
   overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.matrix th:first-child { text-align: right; max-width: 11rem; white-space: nowrap; overflow: hidden;
-  text-overflow: ellipsis; }
+.matrix th:first-child { text-align: right; min-width: 7rem; max-width: 11rem;
+  overflow-wrap: anywhere; line-height: 1.2; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 figure img, .found img { width: 100%; height: auto; aspect-ratio: 1; display: block;
@@ -98,8 +98,10 @@ details.apart { margin-top: 1.5rem; }
 .messages { font-size: .875rem; max-height: 20rem; overflow: auto; padding-left: 1.3rem; }
 .messages li { overflow-wrap: anywhere; }
 @media (max-width: 30rem) {
-  main { padding: 1rem .9rem 3rem; } .found { gap: .3rem; } th, td { padding: .3rem .5rem; }
-  .cards { grid-template-columns: repeat(2, 1fr); } .bars td:nth-child(2) { width: 38%; }
+  main { padding: 1rem .9rem 3rem; } .found { gap: .3rem; } th, td { padding: .3rem .4rem; }
+  tbody th { min-width: 5.5rem; }
+  .cards { grid-template-columns: repeat(2, 1fr); } .bars td:nth-child(2) { width: 30%; }
+  .bars th { min-width: 8.5rem; }
   .bar { min-width: 4rem; } .side { grid-template-columns: 5rem minmax(0, 1fr); gap: .7rem; }
   .side ol { font-size: .9rem; }
 }

@@ -1,5 +1,7 @@
 """The part of a report that shows one data set."""
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 
 from clip_jax.eval import outcome as outcomes
@@ -18,6 +20,11 @@ from clip_jax.eval.page_parts import (
     table,
     tag,
 )
+
+COUNTS = ("count", "pictures", "captions", "samples")
+"""Columns of tables that are numbers of something, also where these happen to be 0 and 1."""
+MANY = 20
+"""Metrics; more are folded away."""
 
 
 def section(outcome: Outcome) -> Html:
@@ -44,7 +51,11 @@ def figures(outcome: Outcome) -> Html:
         (f"{metric} (main)" if metric == outcome.main else metric, number(metric, value))
         for metric, value in outcome.figures.items()
     ]
-    return table("All metrics", ("metric", "value"), rows)
+    told = f"All {len(rows)} metrics"
+    made = table(told, ("metric", "value"), rows, caption=len(rows) <= MANY)
+    if len(rows) <= MANY:
+        return made
+    return tag("details", tag("summary", told), made, class_="apart")
 
 
 def samples(outcome: Outcome) -> int | None:
@@ -56,11 +67,20 @@ def _tables(outcome: Outcome) -> list[Html]:
     made = []
     for title, rows in outcome.tables.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        kinds = {column: _kind(column, rows.values()) for column in columns}
         cells = [
-            (row, *(number(c, values.get(c)) for c in columns)) for row, values in rows.items()
+            (label, *(number(kinds[column], row.get(column)) for column in columns))
+            for label, row in rows.items()
         ]
         made.append(join([tag("h3", title), table(title, ("", *columns), cells, caption=False)]))
     return made
+
+
+def _kind(column: str, rows: Iterable[Mapping[str, float]]) -> str:
+    """What a column of a table of groups is read as: shares, whatever it is called, as accuracy."""
+    values = [row[column] for row in rows if column in row and np.isfinite(row[column])]
+    shares = column not in COUNTS and all(0 <= value <= 1 for value in values)
+    return "accuracy" if shares else column
 
 
 def _classes(outcome: Outcome) -> Html:

@@ -155,10 +155,10 @@ def test_templates_are_scored_and_the_best_set_is_written(folder, model, measure
 
 def test_what_was_written_is_read_again_and_means_the_same(folder, model, capsys):
     """Also where a placeholder is `{}`, or braces are letters."""
-    pathlib.Path("own.txt").write_text("{{x}} dark {}\n\n {} mixed\n", "utf-8-sig")
+    pathlib.Path("own.txt").write_text("\n {{x}} dark {}\n", "utf-8-sig")
     run(folder, "--model", "colours", "--templates", "own.txt", "--out", "first.txt")
     first = pathlib.Path("first.txt").read_text()
-    assert set(first.splitlines()) <= {"{{x}} dark {c}", "{c} mixed"}
+    assert first == "{{x}} dark {c}\n"
     capsys.readouterr()
     run(folder, "--model", "colours", "--templates", "first.txt", "--out", "second.txt")
     assert pathlib.Path("second.txt").read_text() == first

@@ -217,6 +217,25 @@ def test_samples_that_a_set_does_not_score_are_left_out_of_its_mean():
     assert got.interval == paired_difference(*(credit[~np.isnan(credit)] for credit in kept))
 
 
+def test_the_same_mean_under_the_names_of_groups_gets_the_same_interval():
+    sides = [
+        dataclasses.replace(
+            one,
+            figures={
+                **one.figures,
+                "acc_avg": one.figures["acc1"],
+                "acc_top5_avg": one.figures["acc5"],
+                "recall-macro_all": one.figures["mean_per_class_recall"],
+            },
+        )
+        for one in pair(classified)
+    ]
+    got = {m.metric: m.interval for m in only(compare([sides[0]], [sides[1]])).metrics}
+    assert got["acc_avg"] == got["acc1"] and got["acc_top5_avg"] == got["acc5"]
+    assert got["recall-macro_all"] == got["mean_per_class_recall"] != got["acc1"]
+    assert None not in got.values()
+
+
 def test_what_cannot_be_computed_again_has_no_interval_and_says_so():
     a, b = pair(classified)
     extra = {"mean_average_precision": 0.5}

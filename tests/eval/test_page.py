@@ -72,7 +72,7 @@ def pixels(image):
 
 def test_every_figure_stands_there_exactly_and_as_people_read_it(found, sections):
     for one in found:
-        rows = captioned(sections[one.key], "All metrics").rows()
+        rows = captioned(sections[one.key], f"All {len(one.figures)} metrics").rows()
         names = [cells[0].text.removesuffix(" (main)") for cells in rows]
         assert names == list(one.figures)
         assert [cells[0].text for cells in rows if "(main)" in cells[0].text] == [
@@ -350,9 +350,39 @@ def test_tables_of_groups_have_every_number_and_dashes_where_there_is_none(found
     made = dom.parse(page.section(dataclasses.replace(one, tables=holes)))
     table = next(t for t in made.all("table") if t.parent["aria-label"] == "T")
     assert [[cell.text for cell in row] for row in table.rows()] == [
-        ["a", "0.5", "–"],  # noqa: RUF001
+        ["a", "50.0%", "–"],  # noqa: RUF001
         ["b", "–", "–"],  # noqa: RUF001
     ]
+
+
+def test_columns_of_tables_are_shares_unless_they_count_or_exceed_them(found):
+    rows = {"a": {"Male": 1.0, "pictures": 1.0, "ndkl": 1.5}, "b": {"Male": 0.25, "ndkl": 0.5}}
+    made = dom.parse(page.section(dataclasses.replace(found[2], tables={"T": rows})))
+    table = next(t for t in made.all("table") if t.parent["aria-label"] == "T")
+    assert [[cell.text for cell in row] for row in table.rows()] == [
+        ["a", "100.0%", "1", "1.5"],
+        ["b", "25.0%", "–", "0.5"],  # noqa: RUF001
+    ]
+
+
+def test_many_metrics_are_folded_away(found):
+    figures = {f"acc_{i}": i / 30 for i in range(30)}
+    made = dom.parse(page.section(dataclasses.replace(found[0], figures=figures, main=None)))
+    folded = next(d for d in made.all("details") if d.one("summary").text == "All 30 metrics")
+    assert [dom.value(row[1]) for row in folded.one("table").rows()] == list(figures.values())
+
+
+def test_only_the_outcomes_asked_for_are_shown_in_their_order(folder, found, monkeypatch):
+    monkeypatch.setattr(page_plots, "draw", lambda *_: [])
+    keys = [found[3].key, "cifar10"]
+    tree = dom.parse(page.write_report(folder, "m", keys=keys).read_text("utf-8"))
+    assert [node["id"] for node in tree.all("section")] == ["all", *map(file_name, keys)]
+    with pytest.raises(ValueError) as caught:
+        page.write_report(folder, "m", keys=["cifar10", "x"])
+    assert str(caught.value) == (
+        f"{folder / 'results'} has no outcome of ['x']; it has "
+        f"{sorted((one.key for one in found), key=file_name)}"
+    )
 
 
 def test_reliability_from_the_best_class_alone_is_that_of_all_probabilities():
