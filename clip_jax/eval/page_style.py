@@ -101,7 +101,7 @@ details.apart { margin-top: 1.5rem; }
   main { padding: 1rem .9rem 3rem; } .found { gap: .3rem; } th, td { padding: .3rem .4rem; }
   tbody th { min-width: 5.5rem; }
   .cards { grid-template-columns: repeat(2, 1fr); } .bars td:nth-child(2) { width: 30%; }
-  .bars th { min-width: 8.5rem; }
+  .bars tbody th { min-width: 6.5rem; }
   .bar { min-width: 4rem; } .side { grid-template-columns: 5rem minmax(0, 1fr); gap: .7rem; }
   .side ol { font-size: .9rem; }
 }
