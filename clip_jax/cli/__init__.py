@@ -8,6 +8,8 @@ from clip_jax.cli.process import use_huge_pages
 COMMANDS = {
     "train": "train or continue a run: clip-jax train configs/digits.py [--steps 100 ...]",
     "eval": "evaluate a run or checkpoint: clip-jax eval runs/digits",
+    "compare": "two evaluations side by side: clip-jax compare runs/a/eval runs/b/eval",
+    "prompts": "choose prompt templates: clip-jax prompts DATASET --model ViT-B-32/openai",
     "classify": 'sort images into classes: clip-jax classify cat.jpg --classes "cat,dog"',
     "embed": "embed a folder of images: clip-jax embed photos/ photos.parquet",
     "models": "list architectures and known weights: clip-jax models SigLIP",

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
+
+from clip_jax.eval.classification import Calibration
 
 RIGHT, WRONG = "#1a9850", "#b0b0b0"
 SIDE = 1.25
@@ -115,11 +117,8 @@ def confusion(counts: Int[np.ndarray, "K K"], names: Sequence[str], title: str) 
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     short = [wrap(name, width=22, lines=1) for name in names]
-    style: dict[str, Any] = {"parse_math": False, "fontfamily": _fonts(), "fontsize": 9}
     axes.set_xticks(range(len(names)), short, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), short)
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(**style)
     for (row, column), count in np.ndenumerate(counts):
         if count:
             color = "white" if shares[row, column] > 0.5 else "black"
@@ -127,7 +126,56 @@ def confusion(counts: Int[np.ndarray, "K K"], names: Sequence[str], title: str) 
     axes.set_ylabel("true class")
     axes.set_xlabel("class given")
     axes.tick_params(length=0)
-    axes.set_title(wrap(title, width=int(side * 9), lines=2)).set(**style | {"fontsize": 11})
+    _style(axes, title, width=int(side * 9))
+    return figure
+
+
+def bars(names: Sequence[str], shares: Float[np.ndarray, " rows"], title: str) -> Figure:
+    """A horizontal bar for each name, from above, with its share in percent."""
+    figure = Figure(figsize=(6.4, 1.1 + 0.24 * len(names)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(names))
+    drawn = axes.barh(places, shares, color="#4878a8", height=0.75)
+    axes.bar_label(drawn, [f"{100 * share:.1f}%" for share in shares], padding=3, fontsize=8)
+    axes.set_yticks(places, [wrap(name, width=34, lines=1) for name in names])
+    axes.set(xlim=(0, 1.08), ylim=(len(names) - 0.4, -0.6), xticks=[])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    _style(axes, title, width=70)
+    return figure
+
+
+def calibration(curve: Calibration, title: str) -> Figure:
+    """Accuracy by confidence, against the line of a model that is as sure as it should be."""
+    figure = Figure(figsize=(4.6, 4.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    some = curve.counts > 0
+    amount = curve.counts / curve.counts.max()
+    axes.bar(curve.edges[:-1], amount, np.diff(curve.edges), align="edge", color="#e4e8ef")
+    axes.plot([0, 1], [0, 1], linestyle="--", color="#808080", linewidth=1)
+    axes.plot(curve.confidence[some], curve.accuracy[some], marker="o", color="#2b5c8a")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(xlabel="probability of the class given", ylabel="share that is right (bars: samples)")
+    _style(axes, f"{title} (error {100 * curve.error:.1f} points)", width=46)
+    return figure
+
+
+def growth(
+    curve: Sequence[float], names: Sequence[str], alone: Sequence[float], title: str
+) -> Figure:
+    """An ensemble's figure as it grows by one name after the other, and each name's alone."""
+    figure = Figure(figsize=(6.8, 1.6 + 0.24 * len(names)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    places, best = range(len(names)), int(np.argmax(curve))
+    axes.plot(100 * np.array(alone), places, "o", color=WRONG, label="alone")
+    axes.plot(100 * np.array(curve), places, "-o", color="#2b5c8a", label="together so far")
+    axes.plot(100 * curve[best], best, "o", color=RIGHT, markersize=10, label="best set")
+    axes.set_yticks(places, [wrap(name, width=44, lines=1) for name in names])
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="percent")
+    axes.grid(axis="x", color="#e4e8ef")
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8)
+    _style(axes, title, width=74)
     return figure
 
 
@@ -157,6 +205,17 @@ def wrap(text: str, *, width: int, lines: int) -> str:
 def _fonts() -> list[str]:
     known = set(font_manager.fontManager.get_font_names())
     return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in known)]
+
+
+def _style(axes: Axes, title: str, width: int) -> None:
+    """A title, and names of ticks as they are: no formulas, letters of any script."""
+    style: dict[str, Any] = {"parse_math": False, "fontfamily": _fonts(), "fontsize": 9}
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set(**style)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    # The figure's, not the axes': long names of ticks leave these little room.
+    figure.suptitle(wrap(title, width=width, lines=2)).set(**style | {"fontsize": 11})
 
 
 def _title(figure: Figure, title: str) -> None:

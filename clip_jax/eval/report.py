@@ -23,6 +23,13 @@ ROWS, COLUMNS = 6, 5
 """Queries in a retrieval picture, and what is shown for each."""
 
 
+RATES = (
+    r"accuracy|acc(\d+|_.+)?|.*recall(@\d+|-macro_all)?|F1-macro_all|.*jaccard_score.*"
+    r"|mean_average_precision|.*calibration_error|(text|image)_acc|toxicity_.+|.*equalized_odds.*"
+)
+"""Metrics that are shown in percent."""
+
+
 def table(figures: Mapping[str, float]) -> Table:
     """A rich table of flat figures, `<task>/<name>/<metric>`; rates are shown in percent."""
     drawn = Table(title="Evaluation")
@@ -41,9 +48,21 @@ def table(figures: Mapping[str, float]) -> Table:
     return drawn
 
 
+def is_rate(metric: str) -> bool:
+    """Whether a metric is a share, which people read in percent."""
+    return re.fullmatch(RATES, metric) is not None
+
+
+def signed(metric: str, value: float) -> str:
+    """A difference of a metric: percentage points for shares, with a sign unless it rounds to 0."""
+    shown = f"{100 * value:+.1f}" if is_rate(metric) else f"{value:+,.4g}"
+    zero = not shown.strip("+-0.")
+    return shown[1:] if zero else shown.replace("-", "\N{MINUS SIGN}")
+
+
 def readable(metric: str, value: float) -> str:
     """A value as people read it: `81.3%` for accuracies and recalls, a plain number otherwise."""
-    if re.match(r"acc\d*$", metric) or re.search(r"recall(@\d+)?$", metric):
+    if is_rate(metric):
         return f"{100 * value:.1f}%"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
 

@@ -42,12 +42,34 @@ def test_a_table_shows_rates_in_percent_and_names_each_evaluation_once():
     [
         ("acc5", "25.0%"),
         ("text_to_image_recall@1", "25.0%"),
+        ("acc_worst_region", "25.0%"),
+        ("text_acc", "25.0%"),
+        ("F1-macro_all", "25.0%"),
+        ("jaccard_score_10-12", "25.0%"),
+        ("mean_average_precision", "25.0%"),
+        ("ndkl_race", "0.25"),
+        ("median_rank", "0.25"),
         ("accuracy_of_nothing", "0.25"),
         ("recall_time", "0.25"),
     ],
 )
 def test_only_known_rates_are_percentages(metric, shown):
     assert report.readable(metric, 0.25) == shown
+
+
+@pytest.mark.parametrize(
+    "metric, value, shown",
+    [
+        ("acc1", 0.0123, "+1.2"),
+        ("acc1", -0.5, "−50.0"),  # noqa: RUF001
+        ("acc1", -0.0004, "0.0"),
+        ("acc1", 0.0, "0.0"),
+        ("median_rank", -12.5, "−12.5"),  # noqa: RUF001
+        ("median_rank", 0.0, "0"),
+    ],
+)
+def test_differences_have_a_sign_and_those_of_rates_are_points(metric, value, shown):
+    assert report.signed(metric, value) == shown
 
 
 def test_values_that_are_not_finite_can_be_shown():

@@ -1,0 +1,156 @@
+"""Two evaluations side by side: a table for the terminal, and a page."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from clip_jax.eval.compare import Compared, Pairing
+from clip_jax.eval.page_parts import NONE, Html, change, document, number, table, tag, write
+from clip_jax.eval.report import readable, signed
+
+NOTE = (
+    "The interval holds 95% of the differences found when the same samples are drawn again and "
+    "again with replacement, for both models alike. Where it leaves 0 out, the difference is more "
+    "than the luck of these samples. Of twenty data sets on which two models are equally good, "
+    "about one will look decided all the same."
+)
+
+HEAD = ("metric", "A", "B", "B \N{MINUS SIGN} A", "95% interval", "")
+"""Columns of a compared metric."""
+
+
+def verdict(one: Compared) -> str:
+    """`A is higher` or `B is higher` where the interval leaves 0 out; otherwise nothing."""
+    if one.interval is None or not one.interval.decided:
+        return ""
+    return "B is higher" if one.interval.low > 0 else "A is higher"
+
+
+def unpaired(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """A line for each side that has data sets of its own."""
+    sides = (("A", first, second), ("B", second, first))
+    lines = []
+    for side, own, other in sides:
+        if lonely := [key for key in own if key not in other]:
+            lines.append(f"only in {side}: {', '.join(lonely)}")
+    return lines
+
+
+def terminal_table(pairings: Sequence[Pairing]) -> Table:
+    """The main metric of each data set."""
+    drawn = Table(title="B less A")
+    drawn.add_column("data set", style="bold", overflow="fold")
+    drawn.add_column("metric", overflow="fold")
+    for name in ("A", "B", "B - A", "95% interval"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("", no_wrap=True)
+    for pairing in pairings:
+        one = pairing.main_metric
+        if one is None:
+            drawn.add_row(Text(pairing.key), Text("no main metric", style="dim"))
+            continue
+        low_high = NONE
+        if one.interval is not None:
+            low_high = " to ".join(signed(one.metric, v) for v in _ends(one))
+        told = verdict(one)
+        drawn.add_row(
+            Text(pairing.key),
+            Text(one.metric),
+            readable(one.metric, one.first),
+            readable(one.metric, one.second),
+            signed(one.metric, one.difference),
+            low_high,
+            Text(told, style="green" if told.startswith("B") else "red"),
+        )
+    return drawn
+
+
+def notes(pairings: Sequence[Pairing]) -> list[str]:
+    """What a reader of the figures must know: samples that differ, intervals that are not there."""
+    lines = []
+    for one in pairings:
+        if one.only_first or one.only_second:
+            lines.append(
+                f"{one.key}: compared over the {one.samples:,} samples that both have "
+                f"({one.only_first:,} only in A, {one.only_second:,} only in B)"
+            )
+        if (main := one.main_metric) is not None and main.why:
+            lines.append(f"{one.key}: no interval for {main.metric}: {main.why}")
+    return lines
+
+
+def write_comparison(
+    path: str | os.PathLike[str],
+    pairings: Sequence[Pairing],
+    names: tuple[str, str],
+    lonely: Sequence[str] = (),
+) -> pathlib.Path:
+    """Write the page whole or not at all.
+
+    Args:
+      path: of the page.
+      pairings: the data sets that both have.
+      names: of the two evaluations.
+      lonely: what `unpaired` says.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    told = [*lonely, *notes(pairings)]
+    listed = tag("ul", *(tag("li", line) for line in told), class_="messages") if told else Html()
+    page = document(
+        "Comparison",
+        tag("h1", "Comparison"),
+        tag("p", "A: ", tag("bdi", names[0])),
+        tag("p", "B: ", tag("bdi", names[1])),
+        tag("h2", "Data sets"),
+        table(
+            "Main figure of each data set. Differences of shares in percentage points.",
+            ("data set", *HEAD, "only A right", "only B right"),
+            [_row(one) for one in pairings],
+            words=(1, 6),
+        ),
+        tag("p", NOTE, class_="quiet"),
+        listed,
+        *(_all_metrics(one) for one in pairings),
+    )
+    return write(path, page)
+
+
+def _row(pairing: Pairing) -> tuple[str, ...]:
+    one = pairing.main_metric
+    name = tag("bdi", pairing.dataset)
+    if one is None:
+        return (name, "no main metric", *[NONE] * 4, "", NONE, NONE)
+    sides = (NONE if n is None else f"{n:,}" for n in (pairing.lost, pairing.gained))
+    return (name, *_cells(one), *sides)
+
+
+def _cells(one: Compared) -> tuple[str, ...]:
+    told, low_high = verdict(one), Html()
+    less = change(one.metric, one.difference)
+    if one.interval is not None:
+        low, high = (change(one.metric, end) for end in _ends(one))
+        low_high = tag("span", low, " to ", high, class_="interval")
+    return (
+        one.metric,
+        number(one.metric, one.first),
+        number(one.metric, one.second),
+        tag("b", less) if told else less,
+        low_high or NONE,
+        tag("span", told, class_="better" if told.startswith("B") else "worse") if told else "",
+    )
+
+
+def _all_metrics(pairing: Pairing) -> Html:
+    rows = [_cells(one) for one in pairing.metrics]
+    label = f"All metrics of {pairing.dataset}"
+    body = table(label, HEAD, rows, words=(5,))
+    return tag("details", tag("summary", label), body)
+
+
+def _ends(one: Compared) -> tuple[float, float]:
+    return (one.interval.low, one.interval.high) if one.interval else (0.0, 0.0)

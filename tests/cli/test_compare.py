@@ -1,0 +1,159 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from clip_jax.cli import compare
+from clip_jax.eval import compare as measures
+from clip_jax.eval.page_data import read_all
+from clip_jax.eval.report import readable, signed
+from tests.eval import dom, outcomes
+
+NAMES = ["cat", "<b>dog</b>", "[red]"]
+CAPTIONS = [f"caption {i}" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two evaluations: B is far better at sets/0, each has a set of its own."""
+    base = tmp_path_factory.mktemp("runs")
+    for name, seed, skill in (("a", 1, 0.5), ("b", 2, 6.0)):
+        outcomes.write(
+            base / name,
+            outcomes.classification("sets/0", "Set <0>", NAMES, n=150, seed=seed, skill=skill),
+            outcomes.retrieval("flickr", "Flickr", CAPTIONS, seed=seed),
+            outcomes.classification(f"own_{name}", "Own", NAMES, n=20),
+        )
+    return base
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(measures, "RESAMPLES", 40)
+
+
+def run(*argv, status=0):
+    assert compare.main([str(word) for word in argv]) == status
+
+
+@pytest.fixture
+def pairings(folders, few_resamples):
+    return {p.key: p for p in measures.compare(read_all(folders / "a"), read_all(folders / "b"))}
+
+
+def test_a_table_and_a_page_say_the_same(folders, pairings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(folders / "a", folders / "b")
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert [row[0] for row in rows] == list(pairings) == ["flickr", "sets/0"]
+    tree = dom.parse(pathlib.Path("compare.html").read_text("utf-8"))
+    table = next(tree.all("table")).rows()
+    for row, cells, pairing in zip(rows, table, pairings.values(), strict=True):
+        one = pairing.main_metric
+        ends = one.interval.low, one.interval.high
+        shown = [readable(one.metric, v) for v in (one.first, one.second)]
+        shown += [
+            signed(one.metric, one.difference),
+            " to ".join(signed(one.metric, e) for e in ends),
+        ]
+        assert row[1:6] == [one.metric, *shown]
+        assert [cell.text for cell in cells[:6]] == [pairing.dataset, *row[1:6]]
+        assert [dom.value(cells[i]) for i in (2, 3, 4)] == [one.first, one.second, one.difference]
+        assert [float(d["value"]) for d in cells[5].all("data")] == list(ends)
+        assert row[6] == cells[6].text
+    assert rows[1][6] == "B is higher" and pairings["sets/0"].main_metric.interval.low > 0
+    assert [cell.text for cell in table[1][7:]] == [
+        f"{count:,}" for count in (pairings["sets/0"].lost, pairings["sets/0"].gained)
+    ]
+    assert lines[-1] == "written: compare.html" and said.err == ""
+
+
+def test_the_page_unfolds_to_all_metrics_and_needs_nothing_else(folders, pairings, tmp_path):
+    path = tmp_path / "c.html"
+    run(folders / "a", folders / "b", "--out", path)
+    text = path.read_text("utf-8")
+    assert "http" not in text and "<script" not in text
+    tree = dom.parse(text)
+    assert [p.text for p in tree.all("p")][:2] == [f"A: {folders / 'a'}", f"B: {folders / 'b'}"]
+    for details, pairing in zip(tree.all("details"), pairings.values(), strict=True):
+        assert details.one("summary").text == f"All metrics of {pairing.dataset}"
+        for cells, one in zip(details.one("table").rows(), pairing.metrics, strict=True):
+            assert cells[0].text == one.metric
+            assert [dom.value(cells[i]) for i in (1, 2)] == [one.first, one.second]
+            assert (cells[4].text == "–") == (one.interval is None)  # noqa: RUF001
+
+
+def test_which_is_higher_is_told_where_it_is_decided_and_follows_the_order(
+    folders, capsys, tmp_path
+):
+    out = tmp_path / "c.html"
+    run(folders / "b", folders / "a", "--out", out)
+    assert "A is higher" in capsys.readouterr().out
+    tree = dom.parse(out.read_text("utf-8"))
+    assert {span.text for span in tree.all("span", "worse")} == {"A is higher"}
+    assert not list(tree.all("span", "better"))
+    run(folders / "a", folders / "a", "--out", out)
+    assert "is higher" not in capsys.readouterr().out
+    assert "is higher" not in out.read_text("utf-8")
+
+
+def test_sets_of_one_side_alone_are_said(folders, few_resamples, capsys, tmp_path):
+    out = tmp_path / "c.html"
+    run(folders / "a", folders / "b", "--out", out)
+    lines = capsys.readouterr().out.splitlines()
+    assert "only in A: own_a" in lines and "only in B: own_b" in lines
+    told = [li.text for li in dom.parse(out.read_text("utf-8")).all("li")]
+    assert told == ["only in A: own_a", "only in B: own_b"]
+
+
+def test_samples_left_out_and_intervals_that_are_not_there_are_said(tmp_path, capsys):
+    import dataclasses
+
+    one = outcomes.classification("s", "S", NAMES, n=30)
+    figures = {"mean_average_precision": 0.5}
+    multi = dataclasses.replace(one, key="m", main="mean_average_precision", figures=figures)
+    short = {k: a[:-2] if len(a) == 30 else a for k, a in one.arrays.items()}
+    right = {"acc1": float(short["credit/acc1"].mean())}
+    less = dataclasses.replace(one, arrays=short, figures=right, skipped=("x", "y"))
+    outcomes.write(tmp_path / "a", one, multi)
+    outcomes.write(tmp_path / "b", less, multi)
+    run(tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.html")
+    wanted = [
+        "m: no interval for mean_average_precision: it cannot be computed from what was kept of "
+        "each sample",
+        "s: compared over the 28 samples that both have (2 only in A, 0 only in B)",
+    ]
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line in wanted] == wanted
+    tree = dom.parse((tmp_path / "c.html").read_text("utf-8"))
+    assert [li.text for li in tree.all("li")] == wanted
+
+
+def test_faults_are_one_message_and_nothing_is_written(folders, tmp_path, capsys):
+    out = tmp_path / "c.html"
+    run(folders / "a", tmp_path, "--out", out, status=1)
+    said = capsys.readouterr()
+    assert said.err == f"error: no evaluation in {tmp_path}: it has no results/*.json\n"
+    other = outcomes.classification("sets/0", "Set", NAMES, n=149)
+    outcomes.write(tmp_path / "other", other)
+    run(folders / "a", tmp_path / "other", "--out", out, status=1)
+    said = capsys.readouterr()
+    assert said.err.startswith("error: not the same data on both sides: sets/0: ")
+    assert said.out == "" and said.err.count("\n") == 1 and not out.exists()
+    run(folders / "a", folders / "b", "--out", tmp_path / "no" / "c.html", status=1)
+    assert f"cannot write {tmp_path / 'no' / 'c.html'}" in capsys.readouterr().err
+
+
+def test_help_is_told_at_once():
+    code = (
+        "import sys; from clip_jax.cli import compare, prompts; "
+        "print(compare.parser().format_help(), prompts.parser().format_help()); "
+        "print([m for m in ('jax', 'rich', 'numpy', 'PIL', 'matplotlib') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith("\n[]\n")
+    for word in ("RUN_A", "(compare.html)", "--templates", "(templates.txt)", "--measure"):
+        assert word in ran.stdout
