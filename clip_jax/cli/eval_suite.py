@@ -65,6 +65,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from clip_jax.cli.progress import EmbeddingBar
     from clip_jax.eval.cache import Cache
+    from clip_jax.eval.page import write_report
     from clip_jax.eval.run_suite import run_suite
 
     console = Console(file=sys.stdout)
@@ -84,7 +85,15 @@ def evaluate(options: argparse.Namespace) -> None:
         model = dataclasses.replace(model, embedder=embedder)
         report = run_suite(keys, lambda key: finder(key, say), model, out, cache, say)
     console.print(table(report))
-    for name in ("eval.json", "eval_results.jsonl", "results"):
+    if report.outcomes:
+        write_report(
+            out,
+            options.model,
+            keys=list(report.outcomes),
+            averages={_part(mean): mean.mean for mean in report.aggregates},
+            absent=report.failures,
+        )
+    for name in ("eval.json", "eval_results.jsonl", "results", "report.html", "plots"):
         if (out / name).exists():
             say(f"written: {out / name}")
     if report.failures:
@@ -92,6 +101,11 @@ def evaluate(options: argparse.Namespace) -> None:
         for key, why in report.failures.items():
             say(f"  {key}: {why}")
         raise SystemExit(LEFT_OUT)
+
+
+def _part(mean: Any) -> str:
+    """The name of a mean, with its share where some of its data sets are absent."""
+    return mean.name if mean.whole else f"{mean.name} ({mean.there} of {mean.wanted} sets)"
 
 
 def suite_model(path: str, batch: int | None) -> Any:

@@ -71,6 +71,7 @@ def winogavil(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
         np.array([right for example in sets.examples for right in example.right]),
     )
     figures = {"avg_jaccard_score": found.mean()}
+    credit = {"avg_jaccard_score": found.jaccard}
     sizes = sorted(set(counts))
     wanted: dict[str, tuple[int, ...]] = {str(size): (size,) for size in (5, 6, 10, 12)}
     wanted["5-6"] = tuple(size for size in sizes if size <= 6)
@@ -78,7 +79,9 @@ def winogavil(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
     for name, these in wanted.items():
         if set(these) & set(sizes):
             figures[f"jaccard_score_{name}"] = found.mean(*these)
-    return _outcome(opened, sets, figures, {"avg_jaccard_score": found.jaccard})
+            of_these = np.isin(counts, these)
+            credit[f"jaccard_score_{name}"] = np.where(of_these, found.jaccard, np.nan)
+    return _outcome(opened, sets, figures, credit)
 
 
 def winoground(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -> Outcome:

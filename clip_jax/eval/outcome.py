@@ -20,7 +20,7 @@ class Outcome:
     Arrays by name, each there only where the task has it (n pictures, m captions, K classes):
 
     * `keys` (n,) str: the samples. `credit/METRIC` (n,) or (m,) float: the share of each sample in
-      a metric that is their mean; what `compare` resamples.
+      a metric that is their mean, NaN for those that do not count; what `compare` resamples.
     * classification: `class_names` (K,) str, `labels` (n,) int, `top` (n, up to 5) int: the classes
       with the highest scores, best first, `confidence` (n,) float: probability of `top[:, 0]`.
     * retrieval: `captions` (m,) str, `image_of_text` (m,) int;
