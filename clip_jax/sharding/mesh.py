@@ -77,9 +77,7 @@ def _placed(sizes: list[int], devices: list[Any], slices: int) -> np.ndarray:
 
     def place(split: bool) -> np.ndarray:
         if slices == 1:
-            return mesh_utils.create_device_mesh(
-                inside, devices, allow_split_physical_axes=split
-            )
+            return mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=split)
         return mesh_utils.create_hybrid_device_mesh(
             inside, (slices, 1, 1), devices, allow_split_physical_axes=split
         )

@@ -168,8 +168,14 @@ class LogHook:
         stopwatch: Stopwatch,
         warn: Callable[[str], None],
     ):
-        """`flops` are those of a step, `peak` those of a second at best, if known (of all devices:
-        `train.cost.StepCost.total`, `sharding.chips.peak_flops`)."""
+        """Figures of steps whose cost and whose devices' peak are known from the start.
+
+        Args:
+          start: step from which the run goes on.
+          flops: operations of a step (`train.cost.StepCost.total`).
+          peak: operations a second of all devices at best (`sharding.chips.peak_flops`), or None.
+          warn: told what went wrong with samples.
+        """
         self.every = every
         self._flops, self._peak = flops, peak
         self._batch, self._steps, self._feed = batch, steps, feed

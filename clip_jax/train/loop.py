@@ -45,7 +45,7 @@ class Stop:
 def require_finite(done: int, metrics: Metrics) -> None:
     """Raises DivergedError naming the step; waits for that step to end."""
     names = ("loss", "grad_norm", "update_norm")
-    for name, fetched in jax.device_get({name: metrics[name] for name in names}).items():
+    for name, fetched in zip(names, jax.device_get([metrics[n] for n in names]), strict=True):
         if not math.isfinite(value := float(fetched)):
             # The loss is that of the parameters before the update, already in question.
             proven = done - 2 if name == "loss" else done - 1

@@ -73,7 +73,7 @@ def both(request, tiny):
 
 
 def test_the_run_is_the_one_that_differentiates_everything(both):
-    rates, ours, theirs = both
+    _, ours, theirs = both
     for mine, other in zip(ours[2], theirs[2], strict=True):
         for name in mine.keys() - {"grad_norm"}:
             assert mine[name] == pytest.approx(other[name], rel=1e-5), name
