@@ -65,35 +65,48 @@ def profiled(
     if steps is None:
         yield step
         return
-    number, traced = start, 0
+    recorded = _Recorded(step, steps, start, folder, say)
+    try:
+        yield recorded
+    finally:
+        recorded.finish()
 
-    def call(state: State, batch: Mapping[str, Array]) -> tuple[State, Metrics]:
-        nonlocal number, traced
-        number += 1
-        if not steps.first <= number <= steps.last:
-            return step(state, batch)
-        if number == steps.first:
+
+class _Recorded:
+    def __init__(
+        self,
+        step: Step,
+        steps: Profile,
+        start: int,
+        folder: pathlib.Path,
+        say: Callable[[str], None],
+    ):
+        self._step, self._steps, self._folder, self._say = step, steps, folder, say
+        self._number, self._last = start, 0
+        """Of the newest call, and of the newest in the trace that is under way, if one is."""
+
+    def __call__(self, state: State, batch: Mapping[str, Array]) -> tuple[State, Metrics]:
+        self._number += 1
+        if not self._steps.first <= self._number <= self._steps.last:
+            return self._step(state, batch)
+        if self._number == self._steps.first:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(folder)
-        with jax.profiler.StepTraceAnnotation("train", step_num=number):
-            done = step(state, batch)
-        traced = number
-        if number == steps.last:
+            jax.profiler.start_trace(self._folder)
+        self._last = self._number
+        with jax.profiler.StepTraceAnnotation("train", step_num=self._number):
+            done = self._step(state, batch)
+        if self._number == self._steps.last:
             jax.block_until_ready(done)
-            finish()
+            self.finish()
         return done
 
-    def finish() -> None:
-        nonlocal traced
+    def finish(self) -> None:
+        """Write the trace that is under way, if one is."""
+        if not self._last:
+            return
+        last, self._last = self._last, 0
         jax.profiler.stop_trace()
-        say(
-            f"trace of steps {steps.first} to {traced}: {folder} "
-            f"(pip install xprof; xprof --logdir {folder}, or tensorboard)"
+        self._say(
+            f"trace of steps {self._steps.first} to {last}: {self._folder} "
+            f"(pip install xprof; xprof --logdir {self._folder}, or tensorboard)"
         )
-        traced = 0
-
-    try:
-        yield call
-    finally:
-        if traced:
-            finish()
