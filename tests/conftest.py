@@ -9,10 +9,12 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses
+import math
 import pathlib
 import tempfile
 
 import jax
+import jax.extend
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -72,6 +74,28 @@ def variant():
         return config
 
     return change
+
+
+@pytest.fixture(scope="session")
+def products():
+    """`products(function, *arguments)`: operations of all matrix products in its traced program,
+    in loops as often as they run."""
+
+    def count(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+                total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            inner = list(jax.extend.core.jaxprs_in_params(equation.params))
+            if equation.primitive.name == "cond":  # One way for each platform, the same products.
+                inner = inner[:1]
+            total += times * sum(map(count, inner))
+        return total
+
+    return lambda function, *arguments: count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 @pytest.fixture(scope="session")

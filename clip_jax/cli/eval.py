@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from clip_jax.cli import eval_suite
-from clip_jax.cli.process import command
+from clip_jax.cli.process import command, keep_compiled
 
 
 @command
@@ -20,6 +20,7 @@ def main(argv: list[str]) -> None:
     """
     options = parser().parse_args(argv)
     _require_fitting(options)
+    keep_compiled()
     if options.suite is not None:
         return eval_suite.evaluate(options)
     from rich.console import Console

@@ -2,12 +2,15 @@
 
 import argparse
 import os
+import pathlib
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
+CACHE_BYTES = 10 * 2**30
+"""Of compiled programs that are kept; those used longest ago make room."""
 
 
 def use_huge_pages() -> None:
@@ -33,6 +36,30 @@ def settle_simulated_devices() -> None:
         import jax
 
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def keep_compiled(environ: Mapping[str, str] = os.environ) -> None:
+    """Keep compiled programs on disk, so that the same command starts faster the next time.
+
+    In `clip_jax/compiled` of the user's cache folder (XDG), or where JAX_COMPILATION_CACHE_DIR
+    says; JAX_ENABLE_COMPILATION_CACHE=0 turns it off. On CPU only if that folder is given: there
+    XLA compares programs with the machine again when it loads them and prints an error for each
+    on many processors (github.com/jax-ml/jax/issues/38445), and in a home folder that machines
+    share, what one has compiled can end another with an illegal instruction.
+
+    To be called when jax may look for devices, before anything is compiled.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in environ or jax.default_backend() == "cpu":
+        return
+    folder = pathlib.Path(environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    try:
+        (folder / "clip_jax" / "compiled").mkdir(parents=True, exist_ok=True)
+    except OSError:  # No room of one's own, as in some containers: then nothing is kept.
+        return
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "clip_jax" / "compiled"))
 
 
 def command(work: Callable[[list[str]], None]) -> Callable[..., int]:

@@ -77,3 +77,14 @@ def rate_multipliers(params: Any, rates: Mapping[str, float]) -> Any:
         return [1.0, *(float(r) for p, r in rates.items() if tree.matches(p, path))][-1]
 
     return tree.map_with_path(multiplier, params)
+
+
+def frozen(params: Any, rates: Mapping[str, float]) -> Any:
+    """Whether each parameter has a learning rate of exactly zero.
+
+    Args and errors are those of `rate_multipliers`.
+
+    Returns:
+      A tree like `params` of bool.
+    """
+    return tree.map_with_path(lambda _, rate: rate == 0, rate_multipliers(params, rates))

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-from clip_jax.models import flops
 from clip_jax.models.resnet import ResNetConfig
 from clip_jax.models.transformer import StackConfig
 from clip_jax.plan.hlo import Collective
 from clip_jax.plan.topology import Topology
 from clip_jax.train.config import TrainConfig
+from clip_jax.train.cost import step_cost
 
 ASSUMPTIONS = (
     "matrix products run at the chip's peak rate in bfloat16",
@@ -101,20 +101,18 @@ def estimate(
 def step_flops(config: TrainConfig) -> tuple[float, float]:
     """Of one step on all chips: forward and backward once, and with what is computed again.
 
-    The loss has three products of the batch with itself. Towers by `models.flops`; `remat`
-    computes parts of each block again, and `accumulate` all of the forward pass once more.
+    `remat` computes parts of each block again, and `accumulate` all of the forward pass once
+    more, of towers that are trained.
     """
-    model, batch = config.model, config.batch
-    towers = flops.flops(model, train=True)
-    loss = 3 * 2.0 * batch**2 * model.embed_dim
-    needed = 3 * batch * (towers.image + towers.text) + loss
-    image = model.image
-    again = batch * towers.text * repeated(model.text.stack, model.text.context_length)
-    if not isinstance(image, ResNetConfig):
-        again += batch * towers.image * repeated(image.stack, image.grid**2)
+    model, cost = config.model, step_cost(config)
+    again, image = 0.0, model.image
+    if "text" in cost.trained:
+        again += cost.text * repeated(model.text.stack, model.text.context_length)
+    if "image" in cost.trained and not isinstance(image, ResNetConfig):
+        again += cost.image * repeated(image.stack, image.grid**2)
     if config.accumulate > 1:
-        again += batch * (towers.image + towers.text)
-    return needed, needed + again
+        again += sum(getattr(cost, tower) for tower in cost.trained)
+    return cost.total, cost.total + again
 
 
 def repeated(stack: StackConfig, length: int) -> float:

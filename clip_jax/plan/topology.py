@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from clip_jax.plan.chips import CHIPS, Chip
+from clip_jax.sharding.chips import CHIPS, Chip
 
 FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16),
         256: (16, 16)}  # fmt: skip

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from clip_jax.losses import LossConfig
 from clip_jax.models.axes import logical_axes
 from clip_jax.models.clip import CLIP, ClipConfig, init_params
+from clip_jax.optim import masks
 from clip_jax.optim.build import DType, OptimConfig, build
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding import place
@@ -57,7 +58,6 @@ def assemble(
     Raises:
       ValueError: the mesh does not divide a parameter, or a pattern in `optim` is idle.
     """
-    module = CLIP(model)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(seed)))
     optimizer, schedule = build(optim, shapes, steps)
 
@@ -66,34 +66,43 @@ def assemble(
         average = None if ema is None else jax.tree.map(jnp.copy, params)
         return State(jnp.int32(0), params, optimizer.init(params), average)
 
-    whole = NamedSharding(mesh, PartitionSpec())
     state = jax.eval_shape(init)
-    params = place.param_shardings(state.params, logical_axes(state.params), rules, mesh)
-    opt = place.follow(state.opt, state.params, params, mesh)
-    shardings = State(whole, params, opt, None if ema is None else params)
-    batch = place.batch_sharding(rules, mesh)
-    forward = make_forward(
-        model, params, rules, mesh, recipe=recipe, accumulate=accumulate, param_dtype=param_dtype
-    )
-    objective = loss.on(mesh, rules.batch)
+    shardings = state_shardings(state, rules, mesh)
+    batch, whole = place.batch_sharding(rules, mesh), shardings.step
+    frozen = masks.frozen(shapes, optim.rates)
+    parts = {"recipe": recipe, "accumulate": accumulate, "param_dtype": param_dtype}
+    forward = make_forward(model, shardings.params, rules, mesh, **parts, frozen=frozen)
+    module, objective = CLIP(model), loss.on(mesh, rules.batch)
     step = jax.jit(
-        make_step(module, forward, objective, optimizer, schedule, seed, ema),
+        make_step(module, forward, objective, optimizer, schedule, seed, ema, frozen),
         in_shardings=(shardings, batch),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
-
-    def abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
     return Assembled(
         model=module,
         mesh=mesh,
         step=step,
         init=jax.jit(init, out_shardings=shardings),
-        abstract=jax.tree.map(abstract, state, shardings),
+        abstract=jax.tree.map(_abstract, state, shardings),
         batch_sharding=batch,
     )
+
+
+def state_shardings(state: State, rules: AxisRules, mesh: Mesh) -> State:
+    """Where each part of a state of shapes lies: the optimizer's and the average's as parameters.
+
+    Raises:
+      ValueError: the mesh does not divide a parameter.
+    """
+    params = place.param_shardings(state.params, logical_axes(state.params), rules, mesh)
+    opt = place.follow(state.opt, state.params, params, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return State(whole, params, opt, None if state.ema is None else params)
+
+
+def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def assemble_run(config: TrainConfig, mesh: Mesh) -> Assembled:

@@ -19,6 +19,7 @@ from clip_jax.data.pipeline import train_batches
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
 from clip_jax.eval.suite import run_evals, write_figures
+from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
 from clip_jax.sharding.processes import agree, gather_json, is_first, process_rows, stop_asked
@@ -26,15 +27,19 @@ from clip_jax.tokenizers import storage
 from clip_jax.train.assemble import Assembled, assemble_run
 from clip_jax.train.begin import begin_params
 from clip_jax.train.config import LOCAL, MAY_DIFFER, TrainConfig, check_vocabulary
+from clip_jax.train.cost import step_cost
 from clip_jax.train.fingerprints import fingerprints
 from clip_jax.train.hooks import EvalHook, SaveHook
 from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
 from clip_jax.train.loop import DivergedError, Stop, fit
+from clip_jax.train.profile import Profile, profiled
 from clip_jax.train.state import State
 
 
-def train(config: TrainConfig, console: Console) -> None:
+def train(config: TrainConfig, console: Console, profile: Profile | None = None) -> None:
     """Train from wherever the run folder stands to `config.steps`, and evaluate.
+
+    `profile` are steps of which a trace goes to the run folder's `profile/`.
 
     Raises:
       ValueError: the parts do not fit together, or not the run folder.
@@ -58,7 +63,7 @@ def train(config: TrainConfig, console: Console) -> None:
     require_shared(config.run)
     store = Store(pathlib.Path(config.run) / "checkpoints", config.checkpoint)
     try:
-        _train(config, parts, source, store, console)
+        _train(config, parts, source, store, console, profile)
     except DivergedError as error:
         raise DivergedError(f"{error}. {_how_to_go_on(store, error)}", error.proven) from None
     finally:
@@ -76,7 +81,12 @@ def _how_to_go_on(store: Store, error: DivergedError) -> str:
 
 
 def _train(
-    config: TrainConfig, parts: Assembled, source: Source, store: Store, console: Console
+    config: TrainConfig,
+    parts: Assembled,
+    source: Source,
+    store: Store,
+    console: Console,
+    profile: Profile | None,
 ) -> None:
     start = store.latest() or 0
     agree({"the newest checkpoint": str(start)})
@@ -84,6 +94,8 @@ def _train(
         done = f"{start} of {config.steps} steps are done"
         console.print(f"{config.run} is finished: {done}", soft_wrap=True)
         return
+    if profile:
+        profile.check(start, config.steps)
     state, position = _start(config, parts, store, start)
     if start:
         console.print(f"{config.run}: going on from step {start}", soft_wrap=True)
@@ -95,6 +107,7 @@ def _train(
     warn = _warner(console)
     shared = {"feed": feed, "figures": figures, "stopwatch": stopwatch}
     run = {"batch": config.batch, "steps": config.steps, "start": start}
+    run |= {"flops": step_cost(config).total, "peak": peak_flops(parts.mesh.devices.flat)}
     log = LogHook(config.log_every, **run, **shared, line=line, warn=warn)
     evaluate = evaluator(config, parts, warn)
     evals = [
@@ -105,9 +118,10 @@ def _train(
     ]
     every, plain = config.checkpoint.every_steps, to_data(config)
     save = SaveHook(every, store, feed=feed, config=plain, found=found, stopwatch=stopwatch)
-    step = compiled_apart(parts.step, stopwatch)
+    step, folder = compiled_apart(parts.step, stopwatch), pathlib.Path(config.run) / "profile"
+    traced = profiled(step, profile if is_first() else None, start=start, folder=folder, say=warn)
     try:  # What is saved has been seen: log, then evaluate, then save.
-        with stop_asked() as asked:
+        with stop_asked() as asked, traced as step:
             stop = Stop(asked=asked, save=save)
             fit(state, feed, step, steps=config.steps, hooks=[log, *evals, save], stop=stop)
         if config.steps in found and is_first():

@@ -40,6 +40,7 @@ def make_forward(
     recipe: Recipe,
     accumulate: int = 1,
     param_dtype: DType = "float32",
+    frozen: Any = None,
 ) -> Forward:
     """Both towers under a table of rules.
 
@@ -56,8 +57,9 @@ def make_forward(
       shardings: of the parameters (`sharding.place.param_shardings`).
       recipe: normalises the images.
       accumulate, param_dtype: as in `TrainConfig`.
+      frozen: as for `make_step`, whose part it is to hold these parameters constant.
     """
-    embed = partial(_forward, recipe=recipe, param_dtype=param_dtype)
+    embed = partial(_forward, recipe=recipe, param_dtype=param_dtype, frozen=frozen)
     if not rules.params and accumulate == 1:
         return partial(embed, CLIP(model), lambda params: params)
     fine = refine(mesh, rules.params)
@@ -66,6 +68,25 @@ def make_forward(
     alone = [name for name, size in fine.mesh.shape.items() if size == 1]
     manual = over if rules.params else ()  # Else what a table splits is made whole outside.
     specs = jax.tree.map(lambda sharding: _manual(sharding.spec, manual), shardings)
+    share = partial(embed, *_of_shares(model, specs, fine, rules))
+    split, one = PartitionSpec(over), PartitionSpec()
+    return partial(
+        _sharded,
+        jax.shard_map(
+            partial(_in_parts, share, accumulate),
+            mesh=fine.mesh,
+            in_specs=(specs, split, split, split, one),
+            out_specs=split,
+            axis_names={*over, *alone},
+            check_vma=False,
+        ),
+    )
+
+
+def _of_shares(
+    model: ClipConfig, specs: Any, fine: FineMesh, rules: AxisRules
+) -> tuple[CLIP, Callable[[Any], Any]]:
+    """The model, whose blocks fetch their parameters, and what makes all the others whole."""
     whole = partial(_whole, model=model, fine=fine, axes=rules.params)
 
     def fetch(tower: str) -> Fetch | None:
@@ -78,23 +99,22 @@ def make_forward(
     def outside(params: Any) -> Any:
         return whole(params, {name: specs[name] for name in params}, but="/blocks/")
 
-    def forward(params: Any, images: Any, tokens: Any, rows: Any = None, *, rngs: Any) -> Output:
-        if rows is None:
-            rows = jnp.arange(len(jax.tree.leaves(images)[0]))
-        split, one = PartitionSpec(over), PartitionSpec()
-        share = partial(embed, CLIP(model, fetch("image"), fetch("text")), outside)
-        sharded = jax.shard_map(
-            partial(_in_parts, share, accumulate),
-            mesh=fine.mesh,
-            in_specs=(specs, split, split, split, one),
-            out_specs=split,
-            axis_names={*over, *alone},
-            check_vma=False,
-        )
-        image, text = sharded(params, images, tokens, rows, rngs)
-        return Output(image, text, *_scalars(params))
+    return CLIP(model, fetch("image"), fetch("text")), outside
 
-    return forward
+
+def _sharded(
+    embed: Callable[..., tuple[Any, Any]],
+    params: Any,
+    images: Any,
+    tokens: Any,
+    rows: Any = None,
+    *,
+    rngs: Any,
+) -> Output:
+    """As `CLIP.__call__`; `embed` gives the embeddings of a batch split over the mesh."""
+    if rows is None:
+        rows = jnp.arange(len(jax.tree.leaves(images)[0]))
+    return Output(*embed(params, images, tokens, rows, rngs), *_scalars(params))
 
 
 def _forward(
@@ -108,6 +128,7 @@ def _forward(
     rngs: Any,
     recipe: Recipe,
     param_dtype: DType,
+    frozen: Any,
 ) -> Output:
     """As `CLIP.__call__`, of parameters that `whole` makes whole, but for those of blocks.
 
@@ -122,7 +143,8 @@ def _forward(
         return module.apply({"params": mine}, values, rows, rngs=rngs, method=method)
 
     image = encode("image", "text", images)
-    image, params = _backward_last(image, params)
+    if frozen is None or not all(jax.tree.leaves(frozen["image"])):
+        image, params = _after_text(image, params, frozen)
     return Output(image, encode("text", "image", tokens), *scalars)
 
 
@@ -170,6 +192,25 @@ def check_accumulate(batch: int, accumulate: int, rules: AxisRules, mesh: Mesh) 
             f"batch {batch} does not split over {parts} devices ({rules.batch}) into "
             f"accumulate {accumulate} equal parts on each"
         )
+
+
+def _after_text(image: Any, params: Any, frozen: Any) -> tuple[Any, Any]:
+    """Both as they are; images' gradients wait for those of all else that is trained.
+
+    What is frozen, or of the image tower, is not handed through: it would get gradients of zero.
+    """
+    others = {name: part for name, part in params.items() if name != "image"}
+    if frozen is not None:
+        still = {name: frozen[name] for name in others}
+        others = jax.tree.map(lambda leaf, held: None if held else leaf, others, still)
+    image, others = _backward_last(image, others)
+    others = jax.tree.map(
+        lambda leaf, old: old if leaf is None else leaf,
+        others,
+        {name: params[name] for name in others},
+        is_leaf=lambda leaf: leaf is None,
+    )
+    return image, {**params, **others}
 
 
 @jax.custom_vjp

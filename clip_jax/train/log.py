@@ -111,6 +111,10 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def _share(name: str, value: float | None) -> str:
+    return "" if value is None else f"{name} {100 * value:.0f}%  "
+
+
 class Line:
     """The progress line; on a terminal it stays in place, elsewhere it is printed now and then."""
 
@@ -129,6 +133,7 @@ class Line:
             f"step {step}/{self._steps}  loss {figures['loss']:.3f}  "
             f"acc {100 * figures['accuracy']:.0f}%  lr {figures['learning_rate']:.1e}  "
             f"temp {figures['temperature']:.3f}  {figures['pairs_per_s']:,.0f} pairs/s  "
+            f"{figures['tflops_per_s']:.3g} TFLOP/s  {_share('MFU', figures.get('mfu'))}"
             f"wait {100 * figures['data_wait']:.0f}%  left {timedelta(seconds=round(left_s))}"
         )
         if figures["skipped"]:
@@ -155,13 +160,24 @@ class LogHook:
         batch: int,
         steps: int,
         start: int,
+        flops: float,
+        peak: float | None,
         feed: Feed,
         figures: Figures,
         line: Line,
         stopwatch: Stopwatch,
         warn: Callable[[str], None],
     ):
+        """Figures of steps whose cost and whose devices' peak are known from the start.
+
+        Args:
+          start: step from which the run goes on.
+          flops: operations of a step (`train.cost.StepCost.total`).
+          peak: operations a second of all devices at best (`sharding.chips.peak_flops`), or None.
+          warn: told what went wrong with samples.
+        """
         self.every = every
+        self._flops, self._peak = flops, peak
         self._batch, self._steps, self._feed = batch, steps, feed
         self._figures, self._line, self._stopwatch, self._warn = figures, line, stopwatch, warn
         self._before = start + 1, stopwatch.seconds(), feed.wait_s  # See `compiled_apart`.
@@ -169,11 +185,15 @@ class LogHook:
         """Samples of each source of a mixture, when this hook last looked."""
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
-        figures = {name: float(value) for name, value in metrics.items()}  # Waits for the step.
+        fetched = jax.device_get(metrics)  # Waits for the step.
+        figures = {name: float(value) for name, value in fetched.items()}
         step, seconds, waited = self._before
         self._before = done, self._stopwatch.seconds(), self._feed.wait_s
         elapsed, steps = self._before[1] - seconds, done - step
         figures["pairs_per_s"] = self._batch * steps / elapsed
+        figures["tflops_per_s"] = self._flops * steps / elapsed / 1e12
+        if self._peak:
+            figures["mfu"] = 1e12 * figures["tflops_per_s"] / self._peak
         figures["data_wait"] = min(1.0, (self._feed.wait_s - waited) / elapsed)
         figures |= self._data_figures()
         self._figures.write(done, figures)

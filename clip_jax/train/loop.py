@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Array
 
 from clip_jax.sharding.processes import StoppedError
@@ -43,8 +44,9 @@ class Stop:
 
 def require_finite(done: int, metrics: Metrics) -> None:
     """Raises DivergedError naming the step; waits for that step to end."""
-    for name in ("loss", "grad_norm", "update_norm"):
-        if not math.isfinite(value := float(metrics[name])):
+    names = ("loss", "grad_norm", "update_norm")
+    for name, fetched in zip(names, jax.device_get([metrics[n] for n in names]), strict=True):
+        if not math.isfinite(value := float(fetched)):
             # The loss is that of the parameters before the update, already in question.
             proven = done - 2 if name == "loss" else done - 1
             raise DivergedError(f"step {done}: {name} is {value}", proven)
@@ -62,7 +64,9 @@ def fit(
     """Train until `steps` updates, from wherever `state.step` already is.
 
     Metrics are looked at one step late, so that the device always has work queued
-    and the host is never more than one step ahead.
+    and the host is never more than one step ahead. A step may move nothing between host and
+    device but what is asked for (`jax.device_put`, `jax.device_get`): a value that slips in would
+    hold up each step unseen, so JAX's guard refuses it.
 
     Raises:
       DivergedError: a loss or gradient is not finite; no hook has seen the step's state.
@@ -70,9 +74,11 @@ def fit(
     """
     before: tuple[int, Metrics] | None = None
     for done in range(int(state.step) + 1, steps + 1):
-        state, metrics = step(state, next(batches))
-        if before:
-            require_finite(*before)
+        batch = next(batches)
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, batch)
+            if before:
+                require_finite(*before)
         before = done, metrics
         due = [h for h in hooks if done == steps or (h.every and done % h.every == 0)]
         if due:

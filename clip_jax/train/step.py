@@ -25,15 +25,22 @@ def make_step(
     schedule: optax.Schedule,
     seed: int,
     ema: float | None = None,
+    frozen: Any = None,
 ) -> Step:
     """A pure `(state, batch) -> (state, metrics)`; jit and shardings are the caller's.
 
     The batch holds `images` (uint8 NHWC) and `tokens` (int32). Metrics are those of the
-    parameters before the update; `accuracy` is `losses.softmax.batch_accuracy`. `ema` is as
-    `TrainConfig.ema`, for a state that holds an average.
+    parameters before the update; `accuracy` is `losses.softmax.batch_accuracy`; `grad_norm` is
+    that of the gradients of trained parameters.
+
+    Args:
+      ema: as `TrainConfig.ema`, for a state that holds an average.
+      frozen: a tree like the parameters of bool (`optim.masks.frozen`), None if all are trained.
+        By frozen ones nothing is differentiated: what only their gradients need is not computed.
     """
 
     def evaluate(params: Any, batch: Mapping[str, Array], key: Any):
+        params = hold(params, frozen)
         return loss(*forward(params, batch["images"], batch["tokens"], rngs={"dropout": key}))
 
     def step(state: State, batch: Mapping[str, Array]) -> tuple[State, Metrics]:
@@ -56,6 +63,15 @@ def make_step(
         return State(state.step + 1, params, opt, average), metrics
 
     return step
+
+
+def hold(params: Any, frozen: Any) -> Any:
+    """The parameters, of which those where the tree `frozen` is true count as constants."""
+    if frozen is None:
+        return params
+    return jax.tree.map(
+        lambda leaf, still: jax.lax.stop_gradient(leaf) if still else leaf, params, frozen
+    )
 
 
 def averaged(average: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:

@@ -75,13 +75,51 @@ def trained(config, tmp_path_factory):
 def test_training_from_the_command_line_leaves_figures_and_pictures(trained):
     run, ran = trained
     assert ran.returncode == 0, ran.stderr
-    for word in ("loss", "acc", "lr", "temp", "pairs/s", "wait", "left", "step 4/4"):
+    for word in ("loss", "acc", "lr", "temp", "pairs/s", "TFLOP/s", "wait", "left", "step 4/4"):
         assert word in ran.stdout
     assert "unseen_images" in ran.stdout
     pictures = [line.split()[-1] for line in ran.stdout.splitlines() if "picture:" in line]
     assert {pathlib.Path(p).name for p in pictures} >= {"loss.png", "schedule.png"}
     assert all(pathlib.Path(p).stat().st_size > 1000 for p in pictures)
     assert list((run / "tensorboard").iterdir())
+
+
+def test_a_second_start_finds_its_step_compiled_and_can_be_recorded(config, trained, tmp_path):
+    told = {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler", "JAX_LOGGING_LEVEL": "DEBUG"}
+    ran = script("train.py", config, "--run", tmp_path / "run", "--profile", "2:3", **told)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"compilation cache hit for 'jit_step'", ran.stderr)
+    assert not re.search(r"compilation cache miss for 'jit_step'", ran.stderr, re.IGNORECASE)
+    losses = [
+        [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (trained[0], tmp_path / "run")
+    ]
+    assert losses[0] == losses[1]
+    folder = tmp_path / "run" / "profile"
+    assert f"trace of steps 2 to 3: {folder}" in ran.stdout
+    assert [path.stat().st_size > 0 for path in folder.rglob("*.xplane.pb")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--profile", "13:10"], "--profile '13:10': give the first and the last step"),
+        (["--profile=x"], "--profile 'x': give the first and the last step"),
+        (["--profile"], "--profile '': give the first"),
+        (["--profile", "1:2", "--profile=2:3"], "--profile is given 2 times: 1:2, 2:3"),
+    ],
+)
+def test_a_range_of_steps_that_is_none_is_refused_before_anything_is_written(
+    config, tmp_path, capsys, argv, message
+):
+    assert train_command.main([str(config), "--run", str(tmp_path / "run"), *argv]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_steps_to_record_that_the_run_does_not_have_are_refused(config, tmp_path, capsys):
+    argv = [str(config), "--run", str(tmp_path / "run"), "--profile", "4:5"]
+    assert train_command.main(argv) == 1
+    assert "--profile 4:5: this start trains steps 1 to 4" in capsys.readouterr().err
 
 
 def test_the_same_command_again_says_that_the_run_is_finished(config, trained):

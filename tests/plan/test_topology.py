@@ -81,3 +81,29 @@ def test_each_link_splits_what_it_divides_and_else_its_factors_do(shape, liked, 
     spec = spread(shape, P(*[None] * len(shape)), liked, fine, ("data",))
     made = tuple(fine.size(names or ()) for names in spec)
     assert made == parts
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x2"])
+def test_slices_hold_whole_replicas_whose_tensors_lie_on_neighbours(name):
+    found = devices(parse(name, 2))
+    mesh = build_mesh(MeshConfig(replica=4, model=2), found[::-1])  # In no helpful order.
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in found}
+    slices = [{device.slice_index for device in replica.flat} for replica in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
+    for a, b in mesh.devices.reshape(-1, 2):
+        assert sum(abs(i - j) for i, j in zip(a.coords, b.coords, strict=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "left_out", "held"),
+    [
+        ({}, 0, "0: 4, 1: 4"),
+        ({"replica": 1, "data": 4, "model": 2}, 0, "0: 4, 1: 4"),
+        ({"replica": 2, "data": 3}, 2, "0: 4, 1: 2"),
+    ],
+)
+def test_slices_that_cannot_hold_whole_replicas_are_named(sizes, left_out, held):
+    found = devices(parse("v5e:2x2", 2))
+    message = rf"does not fit 2 slices \(devices of each: {held}\): replica must be a multiple of 2"
+    with pytest.raises(ValueError, match=message):
+        build_mesh(MeshConfig(**sizes), found[: len(found) - left_out])

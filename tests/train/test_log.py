@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 from collections import Counter
 
@@ -31,14 +32,28 @@ class Skipping(Feed):
         return taken
 
 
+FLOPS = 3e12
+"""Of a step."""
+
+
+@pytest.fixture(params=[None])
+def peak(request):
+    return request.param
+
+
 @pytest.fixture
-def hook(tmp_path):
+def shown():
+    return io.StringIO()
+
+
+@pytest.fixture
+def hook(tmp_path, peak, shown):
     from rich.console import Console
 
     told, feed = [], Skipping()
-    figures, stopwatch = Figures(tmp_path, 0), Stopwatch()
-    line = Line(Console(file=io.StringIO()), 10, 0)
-    run = {"batch": 4, "steps": 10, "start": 0}
+    figures, stopwatch = Figures(tmp_path, 0), Stopwatch(clock=itertools.count(0.0).__next__)
+    line = Line(Console(file=shown), 10, 0, every_s=0.0)
+    run = {"batch": 4, "steps": 10, "start": 0, "flops": FLOPS, "peak": peak}
     made = LogHook(
         1, **run, feed=feed, figures=figures, line=line, stopwatch=stopwatch, warn=told.append
     )
@@ -85,3 +100,19 @@ def test_only_the_worst_shards_are_in_the_metrics(hook):
     shown = [name for name in line if "_from/" in name]
     assert shown == [f"skipped_from/{n:03d}.tar" for n in range(79, 29, -1)]
     assert line["skipped"] == sum(range(80))
+
+
+@pytest.mark.parametrize("peak", [None, 48e12], indirect=True)
+def test_speed_is_in_operations_and_in_what_the_devices_could_do_if_known(hook, peak, shown):
+    log = hook[-1]
+    log(1)
+    line = log(9)  # Eight steps in the one second that the clock counts between two looks.
+    assert line["tflops_per_s"] == pytest.approx(8 * FLOPS / 1e12)
+    assert line["pairs_per_s"] == pytest.approx(8 * 4)
+    said = shown.getvalue().splitlines()[-1]
+    assert "  24 TFLOP/s  " in said
+    if peak is None:
+        assert "mfu" not in line and "MFU" not in said
+    else:
+        assert line["mfu"] == pytest.approx(8 * FLOPS / peak)
+        assert "  MFU 50%  " in said

@@ -79,3 +79,20 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_before_any_hook_sees_it(b
     with pytest.raises(DivergedError, match=f"step {at}: loss is (nan|inf)"):
         fit(start(), targets(*values), step, steps=6, hooks=[hook])
     assert hook.seen == [done for done in (2, 4, 6) if done < at]
+
+
+def test_a_value_that_moves_to_the_device_unasked_is_refused_in_the_loop():
+    def careless(state, batch):
+        return step(state, {"target": np.asarray(batch["target"])})
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        fit(start(), targets(), careless, steps=2)
+    fit(start(), targets(), lambda *given: step(*jax.device_put(given)), steps=2)
+
+
+def test_hooks_and_batches_may_move_what_they_like():
+    class Careless(Record):
+        def __call__(self, done, state, metrics):
+            super().__call__(done, state, step(state, {"target": np.float32(1)})[1])
+
+    fit(start(), targets(), step, steps=2, hooks=[Careless(1)])

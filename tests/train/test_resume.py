@@ -27,7 +27,7 @@ def run(config, path):
 def lines(config):
     """Metrics without those that are measured by a clock."""
     text = (pathlib.Path(config.run) / "metrics.jsonl").read_text()
-    clocked = {"pairs_per_s", "data_wait"}
+    clocked = {"pairs_per_s", "tflops_per_s", "data_wait"}
     return [
         {name: value for name, value in json.loads(line).items() if name not in clocked}
         for line in text.splitlines()

@@ -1,6 +1,8 @@
 """Accelerators: what they can do at best, and what their memory holds."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 GIB = 2**30
 
@@ -24,6 +26,8 @@ class Chip:
     """Chips that one process drives."""
     rings: int | None
     """A side of the torus whose length this divides is closed to a ring; None: there is none."""
+    kinds: tuple[str, ...]
+    """What JAX calls devices that are one such chip, by the peak of `flops` (`device_kind`)."""
     source: str
     """Where the figures stand."""
 
@@ -48,6 +52,7 @@ CHIPS = {
             network=25e9,
             host=4,
             rings=4,
+            kinds=("TPU v4",),
             source=_TPU + "v4",
         ),
         Chip(
@@ -59,6 +64,7 @@ CHIPS = {
             network=12.5e9,
             host=4,
             rings=16,
+            kinds=("TPU v5 lite", "TPU v5e"),
             source=_TPU + "v5e",
         ),
         Chip(
@@ -70,6 +76,7 @@ CHIPS = {
             network=25e9,
             host=4,
             rings=4,
+            kinds=("TPU v5", "TPU v5p"),
             source=_TPU + "v5p",
         ),
         Chip(
@@ -81,6 +88,7 @@ CHIPS = {
             network=50e9,
             host=4,
             rings=16,
+            kinds=("TPU v6 lite", "TPU v6e"),
             source=_TPU + "v6e",
         ),
         Chip(
@@ -92,6 +100,12 @@ CHIPS = {
             network=200e9,
             host=8,
             rings=None,
+            kinds=(
+                "NVIDIA A100-SXM4-80GB",
+                "NVIDIA A100-SXM4-40GB",
+                "NVIDIA A100 80GB PCIe",
+                "NVIDIA A100-PCIE-40GB",
+            ),
             source=_NVIDIA + "a100",
         ),
         Chip(
@@ -103,6 +117,7 @@ CHIPS = {
             network=400e9,
             host=8,
             rings=None,
+            kinds=("NVIDIA H100 80GB HBM3",),
             source=_NVIDIA + "h100",
         ),
         Chip(
@@ -114,6 +129,7 @@ CHIPS = {
             network=400e9,
             host=8,
             rings=None,
+            kinds=("NVIDIA H200",),
             source=_NVIDIA + "h200",
         ),
     )
@@ -122,3 +138,17 @@ CHIPS = {
 a link's rate is what the page gives for a chip in both directions, by its ports and directions.
 The network of TPUs is that of a host (v5e: 2 x 100 Gbit/s, v6e: 4 x 200, for two processes each;
 v4 and v5p: 200), of GPUs one card of 200 (A100) or 400 Gbit/s each."""
+
+_BY_KIND = {kind: chip for chip in CHIPS.values() for kind in chip.kinds}
+
+
+def peak_flops(devices: Iterable[Any]) -> float | None:
+    """Operations a second, in bfloat16, of all these JAX devices together.
+
+    Returns:
+      None if the peak of one of them is not in the table (as of a CPU, or of an H100 on PCIe,
+      which is slower than others of its name).
+    """
+    chips = [_BY_KIND.get(device.device_kind) for device in devices]
+    peaks = [chip.flops for chip in chips if chip]
+    return sum(peaks) if len(peaks) == len(chips) else None
