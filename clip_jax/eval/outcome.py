@@ -7,6 +7,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -79,8 +80,8 @@ def save(outcome: Outcome, folder: str | os.PathLike[str], identity: Mapping[str
     }
     target = folder / f"{name}.json"
     target.unlink(missing_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{key: np.asarray(a) for key, a in outcome.arrays.items()})
+    buffer, arrays = io.BytesIO(), dict[str, Any](outcome.arrays)
+    np.savez_compressed(buffer, **arrays)
     partial = folder / f".{name}.npz.partial"
     partial.write_bytes(buffer.getvalue())
     partial.replace(folder / f"{name}.npz")
