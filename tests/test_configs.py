@@ -1,6 +1,7 @@
 """Every file of configs/ is a whole experiment that can be written down and read again."""
 
 import csv
+import dataclasses
 import pathlib
 
 import pytest
@@ -12,6 +13,7 @@ from clip_jax.models.presets import preset
 from clip_jax.pretrained.start import MAY_DIFFER
 from clip_jax.sharding.rules import FSDP
 from clip_jax.train.config import TrainConfig
+from clip_jax.train.recipes import LAION_400M
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -20,7 +22,8 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 def test_a_config_survives_json_and_the_command_line(path):
     config = load_config(str(path))
     assert from_data(TrainConfig, to_data(config)) == config
-    changed = override(config, ["--steps", "7", "--run", "elsewhere"], prog="test")
+    last = ["--last.steps", "3"] if config.last else []
+    changed = override(config, ["--steps", "7", "--run", "elsewhere", *last], prog="test")
     assert (changed.steps, changed.run) == (7, "elsewhere")
     assert changed.model == config.model
     command = f"python train.py configs/{path.name}"
@@ -45,12 +48,13 @@ PUBLISHED = {
     "clip_l14": "ViT-L-14-quickgelu",
     "clip_l14_336": "ViT-L-14-336-quickgelu",
     "clip_h14": "ViT-H-14",
+    "clip_rn50": "RN50-quickgelu",
     "siglip_b16": "ViT-B-16-SigLIP",
     "siglip_so400m": "ViT-SO400M-14-SigLIP",
 }
-LATER = {"clip_l14_336": "clip_l14", "clipa_l16_224": "clipa_l16"}
+LATER = {"clip_l14_336": "clip_l14"}
 """Runs that begin with the parameters of others."""
-LARGE = [*PUBLISHED, *LATER, *LATER.values()]
+LARGE = [*PUBLISHED, *LATER, "clipa_l16"]
 
 
 @pytest.mark.parametrize("stem", PUBLISHED)
@@ -80,3 +84,25 @@ def test_a_later_stage_begins_with_the_run_before_it(stem):
     assert differences(first, second, ignore=MAY_DIFFER) == []
     assert config.model.image.image_size > before.model.image.image_size
     assert config.steps * config.batch < before.steps * before.batch / 10
+
+
+def test_clipa_ends_at_full_size_in_the_same_run():
+    config = load("clipa_l16")
+    first, last = config.stages()
+    assert first.steps + last.steps == config.steps
+    assert first.steps * first.batch == pytest.approx(6 * LAION_400M, rel=1e-4)
+    assert last.steps * last.batch == pytest.approx(131_072_000, rel=1e-4)
+    for stage, tokens, texts, rate in ((first, 37, 8, 1.024e-3), (last, 197, 32, 2.24e-5)):
+        assert stage.model.image.grid**2 + 1 == tokens
+        assert stage.tokenizer.context_length == stage.model.text.context_length == texts
+        assert stage.optim.learning_rate == rate and stage.optim.method.b2 == 0.95
+        assert stage.rules == FSDP and stage.model.image.stack.remat == "nothing"
+
+
+def test_a_resnet_from_scratch_trains_by_the_statistics_of_its_batches():
+    config = load("clip_rn50")
+    assert config.model.image.batch_statistics and config.accumulate == 1
+    assert dataclasses.replace(config.model.image, batch_statistics=False) == preset("RN50").image
+    method = config.optim.method
+    assert (method.b1, method.b2, method.eps, method.weight_decay) == (0.9, 0.999, 1e-8, 0.2)
+    assert (config.optim.learning_rate, config.optim.schedule.warmup) == (5e-4, 2_000)

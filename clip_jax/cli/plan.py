@@ -15,12 +15,13 @@ compiler and without a TPU, and tells its memory, exchanges and time. Minutes fo
                     name of a slice (v5e-256, v5p-128), or h100:64 (a100, h200): GPUs, by
                     analysis alone
   --slices N        so many of them; each holds a replica unless --mesh.replica says otherwise
-  --samples N       pairs of the whole run (default: steps * batch)
+  --stage NAME      of a config with a last stage: first (the default) or last
+  --samples N       pairs of the whole run, or stage (default: steps * batch)
   --price P         of a chip for an hour, in any currency
   --json FILE       write everything there
   --sweep           try tables, remat and accumulation, and rank what fits"""
 
-OWN = ("--topology", "--slices", "--samples", "--price", "--json")
+OWN = ("--topology", "--slices", "--stage", "--samples", "--price", "--json")
 
 
 @command
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
     from clip_jax.plan.topology import parse
 
     config = override(load_config(argv[0]), overrides, prog=f"clip-jax plan {argv[0]}")
+    config = stage(config, own.get("--stage"))
     topology = parse(own["--topology"], int(_number(own, "--slices", 1)))
     samples = _number(own, "--samples", None)
     about: dict[str, Any] = {
@@ -53,6 +55,18 @@ def main(argv: list[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     work = sweep if "--sweep" in own else plan
     work(config, topology, path=path, **about)
+
+
+def stage(config: Any, name: str | None) -> Any:
+    """One stage of a training config, as a run of its own.
+
+    Raises:
+      ValueError: there is no such stage.
+    """
+    stages = dict(zip(("first", "last"), config.stages(), strict=False))
+    if name is not None and name not in stages:
+        raise ValueError(f"--stage {name!r}: this config has {' and '.join(stages)}")
+    return stages[name or "first"]
 
 
 def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_jax.config import require
+from clip_jax.data.embeddings import EmbeddingTable
 from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.order import check_streams
 from clip_jax.data.position import Reached
@@ -65,6 +66,7 @@ def train_batches(
     streams: int = 1,
     process_index: int = 0,
     process_count: int = 1,
+    embeddings: EmbeddingTable | None = None,
 ) -> "TrainBatches":
     """An endless iterator over this host's part of every global batch.
 
@@ -82,6 +84,7 @@ def train_batches(
       recipe: only its size is used: normalising happens on the device.
       streams: equal groups of rows of each batch, with a part of each epoch for each (see
         `data.order`): a host reads nothing but the parts of its rows. 1, or a multiple of H.
+      embeddings: of the pictures, which then are not decoded; samples without one are bad.
 
     Raises:
       ValueError: no samples, or a batch that hosts or streams cannot share equally.
@@ -103,6 +106,7 @@ def train_batches(
         tokenizer=tokenizer,
         process_index=process_index,
         process_count=process_count,
+        embeddings=embeddings,
     )
     return TrainBatches(visits, pipeline)
 
@@ -110,8 +114,9 @@ def train_batches(
 class TrainBatches(Iterator[dict[str, Any]]):
     """Batches on the host; see `train_batches`.
 
-    A batch holds `images` (uint8, b size size 3), `tokens` (int32, b L), `skipped` (a `Skip` for
-    each bad sample met while it was filled) and `cut` (number of captions that were too long).
+    A batch holds `images` (uint8, b size size 3; or embeddings, float32, b D), `tokens` (int32,
+    b L), `skipped` (a `Skip` for each bad sample met while it was filled) and `cut` (number of
+    captions that were too long).
     """
 
     def __init__(self, visits: Visits, pipeline: Pipeline):
@@ -120,7 +125,7 @@ class TrainBatches(Iterator[dict[str, Any]]):
         self._next = 0
         """Visits of this host that are in batches given out, or were skipped on the way."""
         self._before: list[Reached] = []
-        """Of a run with other numbers of hosts: visits beyond `_next` that were made then."""
+        """Under other numbers of hosts or rows: visits beyond `_next` that were made then."""
         self._chunks: grain.DatasetIterator[dict[str, Any]] | None = None
         self._chunk: dict[str, Any] | None = None
         self._slots: Slots | None = None
@@ -136,9 +141,9 @@ class TrainBatches(Iterator[dict[str, Any]]):
         if self._closed:
             raise ValueError("these batches were closed")
         tokens, cut, skipped = [], 0, []
-        missing, size = self._visits.rows, self._visits.size
+        missing = self._visits.rows
         # Filled chunk by chunk, so that the memory of a chunk serves the next one.
-        images = np.empty((missing, size, size, 3), np.uint8)
+        images = np.empty((missing, *self._visits.shape[1:]), self._visits.dtype)
         while missing:
             chunk = self._current_chunk()
             end = chunk["first"] + chunk["count"]
@@ -169,12 +174,15 @@ class TrainBatches(Iterator[dict[str, Any]]):
         Of a mixture, `drawn` counts the samples in batches given out, by the name of their source;
         nothing follows from it.
         """
-        block = self._next // self._visits.rows
         state = {
             "hosts": self._visits.process_count,
             "visits": [self._next],
-            "before": [reached.visits for reached in self._before if reached.end > block],
+            "before": [
+                {"batch": one.batch, "origin": one.origin, "visits": list(one.visits)}
+                for one in self._ahead(self._before)
+            ],
             "batch": self._visits.batch,
+            "origin": self._visits.origin,
             "streams": self._visits.streams,
             "samples": len(self._visits.source),
         }
@@ -185,21 +193,21 @@ class TrainBatches(Iterator[dict[str, Any]]):
         """Go to a position of all hosts; at most a few samples are read twice.
 
         The number of hosts may have been another. Then no sample is visited twice or left out, but
-        if some were bad, batches may be filled otherwise.
+        if some were bad, batches may be filled otherwise. So it is where the batch had another
+        size: the order goes on in batches of this one.
 
         Raises:
-          ValueError: the source had another number of samples, so its order was another.
+          ValueError: samples or streams were others in number, so the order was another.
         """
         here = self.get_state()
         if set(state) != set(here):
             raise ValueError(f"a data position has {sorted(here)}, not {sorted(state)}")
         if len(state["visits"]) != state["hosts"]:
             raise ValueError(f"a position of {len(state['visits'])} of {state['hosts']} hosts")
-        same = (("samples", "samples"), ("batch", "pairs a batch"), ("streams", "streams"))
-        for name, what in same:
+        for name in ("samples", "streams"):
             if state[name] != here[name]:
                 raise ValueError(
-                    f"the position was saved with {state[name]} {what}, but now there are "
+                    f"the position was saved with {state[name]} {name}, but now there are "
                     f"{here[name]}: the order is another, so the run cannot go on exactly"
                 )
         if sorted(state.get("drawn", ())) != sorted(self._names):
@@ -213,14 +221,28 @@ class TrainBatches(Iterator[dict[str, Any]]):
         self._drawn[:] = [first * state["drawn"][name] for name in self._names]
 
     def _go_to(self, state: dict[str, Any]) -> None:
-        batch, hosts = self._visits.batch, self._visits.process_count
-        before = [Reached(batch, tuple(visits)) for visits in state["before"]]
-        if len(state["visits"]) == hosts:
-            self._next = state["visits"][self._visits.process_index]
+        *before, now = (
+            Reached(
+                batch=one["batch"],
+                streams=self._visits.streams,
+                origin=one["origin"],
+                visits=tuple(one["visits"]),
+            )
+            for one in (*state["before"], state)
+        )
+        if (now.batch, len(now.visits)) == (self._visits.batch, self._visits.process_count):
+            origin, self._next = now.origin, now.visits[self._visits.process_index]
         else:
-            before.append(Reached(batch, tuple(state["visits"])))
-            self._next = before[-1].first * self._visits.rows
-        self._before = [one for one in before if one.end * self._visits.rows > self._next]
+            before.append(now)
+            origin, self._next = now.first, 0
+        self._visits = dataclasses.replace(self._visits, origin=origin)
+        self._before = self._ahead(before)
+
+    def _ahead(self, before: list[Reached]) -> list[Reached]:
+        """Those that have visited something from the next batch on."""
+        visits = self._visits
+        place = visits.origin + self._next // visits.rows * visits.group
+        return [one for one in before if one.end > place]
 
     def close(self) -> None:
         """End threads and workers; no batch can be asked for after that."""
@@ -242,11 +264,10 @@ class TrainBatches(Iterator[dict[str, Any]]):
 
     def _unvisited(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """A chunk without what other hosts have visited."""
-        host, hosts = self._visits.process_index, self._visits.process_count
         for reached in self._before:
-            kept = ~reached.has(chunk["visits"], host, hosts)
+            kept = ~reached.has(*self._visits.where(chunk["visits"]))
             bad = np.array([visit for visit, _ in chunk["faults"]], np.int64)
-            gone = reached.has(bad, host, hosts)
+            gone = reached.has(*self._visits.where(bad))
             faults = [f for f, out in zip(chunk["faults"], gone, strict=True) if not out]
             rows = ("visits", "parts", "images", "tokens", "cut")
             chunk = {**chunk, **{name: chunk[name][kept] for name in rows}, "faults": faults}
@@ -261,7 +282,7 @@ class TrainBatches(Iterator[dict[str, Any]]):
         ahead = -(-self._pipeline.prefetch * self._visits.rows // self._visits.chunk)
         ahead = max(-(-ahead // max(workers, 1)), threads)
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
-        if workers:
+        if workers and visits.dtype == np.uint8:
             self._slots = Slots(visits.shape, workers * (ahead + _BETWEEN), chunk)
             visits = dataclasses.replace(visits, slots=self._slots)
         chunks = grain.MapDataset.range(chunk, sys.maxsize).map(visits).to_iter_dataset(read)

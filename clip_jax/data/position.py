@@ -2,8 +2,9 @@
 
 Every host counts its own visits (see `data.visits`): visit v of a host with b rows in each global
 batch is row v % b of its share of batch v // b. Bad samples are replaced by the host's next one,
-so hosts need not be equally far. Other hosts that go on later share the rows of a batch otherwise:
-they begin with the batch that was furthest behind, and leave out what was visited.
+so hosts need not be equally far. Other hosts that go on later, or batches of another size, share
+the places of the order otherwise: they count from the batch that was furthest behind, and leave
+out what was visited.
 """
 
 import dataclasses
@@ -39,14 +40,17 @@ def counted(skipped: Mapping[str, Counts], skips: Sequence[Skip]) -> dict[str, C
     }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reached:
     """How many visits each host of a run has behind it."""
 
     batch: int
     """Global."""
+    streams: int
+    origin: int
+    """Place of each stream at which visit 0 of its first row lies."""
     visits: tuple[int, ...]
-    """One number a host."""
+    """One number a host, counted from the origin."""
 
     @property
     def rows(self) -> int:
@@ -54,19 +58,26 @@ class Reached:
         return self.batch // len(self.visits)
 
     @property
+    def group(self) -> int:
+        """Rows of a stream, in each global batch."""
+        return self.batch // self.streams
+
+    @property
     def first(self) -> int:
-        """The first global batch of which a row is missing."""
-        return min(self.visits) // self.rows
+        """Of every stream, the place where the first batch begins of which a row is missing."""
+        return self.origin + min(self.visits) // self.rows * self.group
 
     @property
     def end(self) -> int:
-        """The first global batch of which no row was visited, nor of any after it."""
-        return -(-max(self.visits) // self.rows)
+        """Of every stream, the place from which on no sample was visited."""
+        return self.origin + -(-max(self.visits) // self.rows) * self.group
 
-    def has(self, visits: Int[np.ndarray, " V"], host: int, hosts: int) -> Bool[np.ndarray, " V"]:
-        """Which visits of a host among `hosts` these hosts have made."""
-        block, row = np.divmod(visits, self.batch // hosts)
-        owner, own_row = np.divmod(host * (self.batch // hosts) + row, self.rows)
+    def has(
+        self, streams: Int[np.ndarray, " V"], places: Int[np.ndarray, " V"]
+    ) -> Bool[np.ndarray, " V"]:
+        """Whether these hosts have visited places of streams, none of them before the origin."""
+        block, row = np.divmod(places - self.origin, self.group)
+        owner, own_row = np.divmod(streams * self.group + row, self.rows)
         return block * self.rows + own_row < np.array(self.visits)[owner]
 
 

@@ -45,7 +45,8 @@ class BadSampleError(Exception):
         super().__init__(message)
         self.reason = reason
         """missing image, bad image, missing caption, empty caption, bad caption, bad label, bad
-        numbers; or, of the file that holds the sample: truncated, changed, vanished, unreadable."""
+        numbers, missing embedding; or, of the file that holds the sample: truncated, changed,
+        vanished, unreadable."""
         self.shard = shard
         """Path or address of that file, where one file holds many samples."""
 

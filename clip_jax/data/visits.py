@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax.data import order
+from clip_jax.data.embeddings import EmbeddingTable
 from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.sample import BadSampleError, Sample, Source
 from clip_jax.data.slots import Slots
@@ -71,6 +72,10 @@ class Visits:
     tokenizer: Tokenizer
     process_index: int
     process_count: int
+    origin: int = 0
+    """Place of each stream at which these visits begin."""
+    embeddings: EmbeddingTable | None = None
+    """What takes the place of pictures, which then are not decoded."""
     slots: Slots | None = None
     """Where the pictures of a worker process go, in place of its chunks."""
 
@@ -89,21 +94,34 @@ class Visits:
         return min(_CHUNK, self.rows)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Of the pictures of a chunk, where none is bad."""
+    def shape(self) -> tuple[int, ...]:
+        """Of the pictures of a chunk, where none is bad, or of their embeddings."""
+        if self.embeddings:
+            return self.chunk, self.embeddings.width
         return self.chunk, self.size, self.size, 3
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Of pictures or embeddings."""
+        return np.float32 if self.embeddings else np.uint8
+
+    def where(self, visit: Any) -> tuple[Any, Any]:
+        """Stream, and place in it, of a visit or of an array of them."""
+        block, row = divmod(visit, self.rows)
+        stream, row = divmod(self.process_index * self.rows + row, self.group)
+        return stream, self.origin + block * self.group + row
 
     def __call__(self, number: int) -> dict[str, Any]:
         """Make the visits of one chunk; `faults` has those that failed, the arrays the others."""
         first = number * self.chunk
         visits, parts, texts, faults = [], [], [], []
-        images = self.slots.write(number) if self.slots else np.empty(self.shape, np.uint8)
+        images = self.slots.write(number) if self.slots else np.empty(self.shape, self.dtype)
         with self._near(first):
             for start in range(first, first + self.chunk, _READ):
                 read = self._read(range(start, min(start + _READ, first + self.chunk)), faults)
                 for visit, part, sample, text, rng in read:
                     try:
-                        self.augment(sample.image, self.size, rng, images[len(visits)])
+                        self._show(sample, rng, images[len(visits)])
                     except ValueError as fault:
                         why = f"sample {sample.key!r}: {fault}"
                         faults.append((visit, Skip(why, "bad image", sample.shard)))
@@ -122,6 +140,17 @@ class Visits:
             "cut": cut,
             "faults": sorted(faults),
         }
+
+    def _show(self, sample: Sample, rng: np.random.Generator, row: np.ndarray) -> None:
+        """Fill a row with what the image tower, or what comes after it, sees of a sample.
+
+        Raises:
+          ValueError: the picture cannot be decoded.
+        """
+        if self.embeddings:
+            row[:] = self.embeddings.get(sample.key)
+        else:
+            self.augment(sample.image, self.size, rng, row)
 
     def open(self) -> None:
         """Sources may keep what they need soon, also after `close`."""
@@ -145,7 +174,7 @@ class Visits:
         """
         begin = first // self.rows
         end = -(-(first + self.chunk) // self.rows)
-        places = range(begin * self.group, end * self.group)
+        places = range(self.origin + begin * self.group, self.origin + end * self.group)
         begin_row = self.process_index * self.rows
         own = range(begin_row // self.group, (begin_row + self.rows - 1) // self.group + 1)
         streams = [
@@ -172,15 +201,16 @@ class Visits:
         """Raises:
         BadSampleError: the source says so; there is no caption.
         """
-        block, row = divmod(visit, self.rows)
-        stream, row = divmod(self.process_index * self.rows + row, self.group)
-        place = block * self.group + row
+        stream, place = self.where(visit)
         epoch, index = order.locate(self.source, self.seed, place, stream, self.streams)
         sample = self.source[index]
         texts = [text for text in sample.texts if text.strip()]
         if not texts:
             why = f"sample {sample.key!r}: it has no caption"
             raise BadSampleError(why, reason="missing caption", shard=sample.shard)
+        if self.embeddings and self.embeddings.get(sample.key) is None:
+            why = f"sample {sample.key!r}: {self.embeddings.path} has no embedding of it"
+            raise BadSampleError(why, reason="missing embedding", shard=sample.shard)
         rng = np.random.default_rng(digest("visit", self.seed, epoch, sample.key))
         text = texts[rng.integers(len(texts))]
         part = self.source.part(index) if isinstance(self.source, MixtureSource) else 0

@@ -78,12 +78,14 @@ class CLIP(nn.Module):
     image_fetch: Fetch | None = None
     """Of the image tower's layers, if each device holds a share of their parameters."""
     text_fetch: Fetch | None = None
+    axes: tuple[str, ...] = ()
+    """Mesh axes over which a batch is split, where each device runs the model on its own part."""
 
     def setup(self) -> None:
         """Name the towers and the scalars."""
         cfg, dtype = self.cfg, activation_dtype(self.cfg.dtype)
         if isinstance(cfg.image, ResNetConfig):
-            self.image: Any = ResNet(cfg.image, cfg.embed_dim, dtype)
+            self.image: Any = ResNet(cfg.image, cfg.embed_dim, dtype, self.axes)
         else:
             self.image = ViT(cfg.image, cfg.embed_dim, dtype, self.image_fetch)
         self.text = TextTower(cfg.text, cfg.embed_dim, dtype, self.text_fetch)

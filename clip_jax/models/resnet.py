@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import einops
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from clip_jax import tree
 from clip_jax.models.attention import Dense, attend
 from clip_jax.models.posemb import LearnedPositions
 
@@ -25,6 +27,10 @@ class ResNetConfig:
     """Channels of the first stage's bottlenecks; the tower ends with 32 times as many."""
     heads: int = 32
     """Of the attention pooling."""
+    batch_statistics: bool = False
+    """Train batch norms by the mean and variance of each global batch, on any mesh the same, and
+    keep a running average of both for use, as training from scratch needs it. False: the running
+    statistics, which come with published weights, are taken and stay as they are."""
 
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
@@ -41,6 +47,11 @@ class ResNetConfig:
 
 
 NORM_EPS = 1e-5
+STATISTICS = "statistics"
+"""Collection to which a training forward pass hands each batch's statistics, under the paths of
+the parameters that hold their running averages."""
+MOMENTUM = 0.1
+"""Share of a new batch in the running statistics: PyTorch's, and so OpenAI's."""
 
 
 def convolve(
@@ -79,12 +90,29 @@ class Conv(nn.Module):
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """What all batch norms of a tower have in common."""
+
+    batch: bool = False
+    """As `ResNetConfig.batch_statistics`."""
+    axes: tuple[str, ...] = ()
+    """Mesh axes over which a batch is split, where this device's part alone is seen."""
+
+
 class BatchNorm(nn.Module):
-    """Normalisation by running statistics, which are parameters that no gradient reaches."""
+    """Normalisation by running statistics, which are parameters that no gradient reaches.
+
+    With `norms.batch`, in training (where there are random numbers for "dropout"), by those of
+    the batch, which go to the collection `STATISTICS`.
+
+    Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
+    """
 
     dtype: str = "float32"
     scale: float = 1.0
     """Start of the learned factor."""
+    norms: Norms = Norms()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height width C"]:
@@ -94,9 +122,49 @@ class BatchNorm(nn.Module):
             for name, start in starts.items()
         )
         mean, var = jax.lax.stop_gradient((mean, var))
+        if self.norms.batch and self.has_rng("dropout"):
+            mean, var = self._of_batch(x)
         scale, bias, mean, var = (v.reshape(1, 1, 1, -1) for v in (scale, bias, mean, var))
         x = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + NORM_EPS) * scale + bias
         return x.astype(self.dtype)
+
+    def _of_batch(self, x: Float[Array, "B height width C"]) -> tuple[Array, Array]:
+        """Mean and variance over the global batch, in float32; hands both out."""
+        x, axes = x.astype(jnp.float32), self.norms.axes
+        count = x[..., 0].size * (jax.lax.psum(1, axes) if axes else 1)
+
+        def average(values: Array) -> Array:
+            mean = values.mean(axis=(0, 1, 2))
+            return jax.lax.pmean(mean, axes) if axes else mean
+
+        mean = average(x)
+        var = average(jnp.square(x - mean.reshape(1, 1, 1, -1)))
+        for name, value in (("mean", mean), ("var", var * (count / max(count - 1, 1)))):
+            self.sow(STATISTICS, name, jax.lax.stop_gradient(value), reduce_fn=_newest)
+        return mean, var
+
+
+def _newest(_: Any, value: Any) -> Any:
+    return value
+
+
+def with_statistics(params: Any, found: Any, frozen: Any = None) -> Any:
+    """Parameters whose running statistics have moved towards those of a batch.
+
+    Variances are the unbiased ones, as in PyTorch.
+
+    Args:
+      found: the collection `STATISTICS` of a forward pass; empty if there is none.
+      frozen: a tree like the parameters of bool: which of them stay; None for none.
+    """
+    new = dict(zip(tree.paths(found), jax.tree.leaves(found), strict=True))
+    if not new:
+        return params
+
+    def move(path: str, old: Any, still: bool = False) -> Any:
+        return old if still or path not in new else old + MOMENTUM * (new[path] - old)
+
+    return tree.map_with_path(move, params, *(() if frozen is None else (frozen,)))
 
 
 class Shortcut(nn.Module):
@@ -105,11 +173,12 @@ class Shortcut(nn.Module):
     features: int
     stride: int
     dtype: str = "float32"
+    norms: Norms = Norms()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B _ _ O"]:
         x = Conv(self.features, 1, dtype=self.dtype, name="conv")(average_pool(x, self.stride))
-        return BatchNorm(self.dtype, name="norm")(x)
+        return BatchNorm(self.dtype, norms=self.norms, name="norm")(x)
 
 
 class Bottleneck(nn.Module):
@@ -119,6 +188,7 @@ class Bottleneck(nn.Module):
     """Of the 3x3; the block's result has four times as many channels."""
     stride: int = 1
     dtype: str = "float32"
+    norms: Norms = Norms()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B _ _ O"]:
@@ -126,11 +196,11 @@ class Bottleneck(nn.Module):
         y = x
         for number, (width, size) in enumerate(((self.width, 1), (self.width, 3)), 1):
             y = Conv(width, size, dtype=self.dtype, name=f"conv{number}")(y)
-            y = jax.nn.relu(BatchNorm(self.dtype, name=f"norm{number}")(y))
+            y = jax.nn.relu(BatchNorm(self.dtype, norms=self.norms, name=f"norm{number}")(y))
         y = Conv(features, 1, dtype=self.dtype, name="conv3")(average_pool(y, self.stride))
-        y = BatchNorm(self.dtype, scale=0.0, name="norm3")(y)
+        y = BatchNorm(self.dtype, 0.0, self.norms, name="norm3")(y)
         if self.stride > 1 or x.shape[-1] != features:
-            x = Shortcut(features, self.stride, self.dtype, name="shortcut")(x)
+            x = Shortcut(features, self.stride, self.dtype, self.norms, name="shortcut")(x)
         return jax.nn.relu(x + y)
 
 
@@ -139,13 +209,14 @@ class Stem(nn.Module):
 
     width: int
     dtype: str = "float32"
+    norms: Norms = Norms()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B _ _ O"]:
         half = self.width // 2
         for number, (width, stride) in enumerate(((half, 2), (half, 1), (self.width, 1)), 1):
             x = Conv(width, 3, stride, self.dtype, name=f"conv{number}")(x)
-            x = jax.nn.relu(BatchNorm(self.dtype, name=f"norm{number}")(x))
+            x = jax.nn.relu(BatchNorm(self.dtype, norms=self.norms, name=f"norm{number}")(x))
         return average_pool(x, 2)
 
 
@@ -156,12 +227,14 @@ class Stage(nn.Module):
     width: int
     stride: int
     dtype: str = "float32"
+    norms: Norms = Norms()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B _ _ O"]:
         for number in range(self.blocks):
             stride = self.stride if number == 0 else 1
-            x = Bottleneck(self.width, stride, self.dtype, name=f"block{number}")(x)
+            name = f"block{number}"
+            x = Bottleneck(self.width, stride, self.dtype, self.norms, name=name)(x)
         return x
 
 
@@ -193,15 +266,14 @@ class AttentionPool(nn.Module):
 class ResNet(nn.Module):
     """Images to one vector each, not yet normalised.
 
-    This is the form for use and for fine-tuning: batch norms take the running statistics that the
-    weights come with, which training leaves as they are.
-
     Source: Radford et al. 2021, arXiv:2103.00020, section 2.4; openai/CLIP, clip/model.py.
     """
 
     cfg: ResNetConfig
     embed_dim: int
     dtype: str = "float32"
+    axes: tuple[str, ...] = ()
+    """As `Norms.axes`."""
 
     @nn.compact
     def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B D"]:
@@ -213,11 +285,10 @@ class ResNet(nn.Module):
         cfg = self.cfg
         if images.shape[1:3] != (cfg.image_size, cfg.image_size):
             raise ValueError(f"images are {images.shape[1:3]}, the tower takes {cfg.image_size}")
-        x = Stem(cfg.width, self.dtype, name="stem")(images)
+        norms = Norms(cfg.batch_statistics, self.axes)
+        x = Stem(cfg.width, self.dtype, norms, name="stem")(images)
         for number, blocks in enumerate(cfg.layers):
             stride = 1 if number == 0 else 2
-            stage = Stage(
-                blocks, cfg.width * 2**number, stride, self.dtype, name=f"stage{number + 1}"
-            )
-            x = stage(x)
+            width, name = cfg.width * 2**number, f"stage{number + 1}"
+            x = Stage(blocks, width, stride, self.dtype, norms, name=name)(x)
         return AttentionPool(cfg.heads, self.embed_dim, self.dtype, name="attend_pool")(x)

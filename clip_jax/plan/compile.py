@@ -160,7 +160,10 @@ def abstract_batch(config: TrainConfig, parts: Assembled) -> dict[str, Any]:
         shapes = _packed_shapes(config.packing, batch // groups)
         made: list[Any] = [rows((groups, *shape), jnp.int32) for shape in shapes]
         tokens = PackedTokens(*made)
-    return {"images": rows((batch, size, size, 3), jnp.uint8), "tokens": tokens}
+    images = rows((batch, size, size, 3), jnp.uint8)
+    if config.embeddings is not None:
+        images = rows((batch, config.model.embed_dim), jnp.float32)
+    return {"images": images, "tokens": tokens}
 
 
 def _packed_shapes(packing: Packing, captions: int) -> list[tuple[int, ...]]:

@@ -120,7 +120,8 @@ def sweep(
 def variants(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     """What a sweep tries, by name; of each table what keeps most first."""
     remats = (None, "products", "attention", "nothing")
-    parts = sorted({1, config.accumulate, 4})
+    whole = getattr(config.model.image, "batch_statistics", False)  # Of all of a batch at once.
+    parts = [1] if whole else sorted({1, config.accumulate, 4})
     for (table, rules), accumulate, remat in itertools.product(TABLES.items(), parts, remats):
         rules = dataclasses.replace(config.rules, params=rules.params, regather=rules.regather)
         tried = dataclasses.replace(config, rules=rules, accumulate=accumulate)

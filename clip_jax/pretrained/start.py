@@ -19,7 +19,7 @@ from clip_jax.pretrained.resize import resize_positions
 HUB = "hf-hub:"
 MAY_DIFFER = (
     *("dtype", "temperature", "max_scale", "image.image_size", "image.trim"),
-    *("image.patch_dropout", "text.context_length", "text.train_length"),
+    *("image.patch_dropout", "image.batch_statistics", "text.context_length", "text.train_length"),
     *("*.stack.dropout", "*.stack.unroll", "*.stack.remat", "*.stack.offload"),
 )
 """Fields that a run may choose for itself; position tables are resampled for its sizes."""

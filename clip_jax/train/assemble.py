@@ -47,13 +47,15 @@ def assemble(
     mesh: Mesh,
     seed: int,
     steps: int,
+    begin: int = 0,
     accumulate: int = 1,
     ema: float | None = None,
     param_dtype: DType = "float32",
 ) -> Assembled:
     """Everything compiled lazily; initial values depend on the seed, not on the mesh.
 
-    Arguments are as the fields of `TrainConfig`.
+    Arguments are as the fields of `TrainConfig`; before the first of `steps` updates the state's
+    number of updates is `begin`.
 
     Raises:
       ValueError: the mesh does not divide a parameter, or a pattern in `optim` is idle.
@@ -74,7 +76,9 @@ def assemble(
     forward = make_forward(model, shardings.params, rules, mesh, **parts, frozen=frozen)
     module, objective = CLIP(model), loss.on(mesh, rules.batch)
     step = jax.jit(
-        make_step(module, forward, objective, optimizer, schedule, seed, ema, frozen),
+        make_step(
+            module, forward, objective, optimizer, lambda t: schedule(t - begin), seed, ema, frozen
+        ),
         in_shardings=(shardings, batch),
         out_shardings=(shardings, whole),
         donate_argnums=0,
@@ -105,8 +109,9 @@ def _abstract(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def assemble_run(config: TrainConfig, mesh: Mesh) -> Assembled:
-    """The parts of a run on a mesh, the same for training and for planning it.
+def assemble_run(config: TrainConfig, mesh: Mesh, begin: int = 0) -> Assembled:
+    """The parts of a run (one of `TrainConfig.stages`) on a mesh, the same for training and for
+    planning it; `begin` is as for `assemble`.
 
     Raises:
       ValueError: batch, accumulation, model and mesh do not fit together.
@@ -122,6 +127,7 @@ def assemble_run(config: TrainConfig, mesh: Mesh) -> Assembled:
         mesh=mesh,
         seed=config.seed,
         steps=config.steps,
+        begin=begin,
         accumulate=config.accumulate,
         ema=config.ema,
         param_dtype=config.param_dtype,

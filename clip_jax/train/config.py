@@ -10,12 +10,14 @@ from clip_jax.data.pipeline import Pipeline
 from clip_jax.eval.suite import EvalConfig
 from clip_jax.losses import LossConfig, Softmax
 from clip_jax.models.clip import ClipConfig
+from clip_jax.models.resnet import ResNetConfig
 from clip_jax.optim.build import DType, OptimConfig
 from clip_jax.preprocess.augment import Augment
 from clip_jax.preprocess.recipe import Recipe
 from clip_jax.sharding.mesh import MeshConfig
 from clip_jax.sharding.rules import AxisRules
 from clip_jax.tokenizers import ClipBpe, TokenizerConfig
+from clip_jax.train.stage import Stage
 
 MAY_DIFFER = (
     "run",
@@ -29,8 +31,10 @@ MAY_DIFFER = (
     "model.*.stack.remat",
     "model.*.stack.offload",
     "accumulate",
+    "last.accumulate",
     "data.root",
     "data.path",
+    "embeddings",
     "data.sources.*.0.root",
     "data.sources.*.0.path",
     "*.window.cache",
@@ -40,7 +44,7 @@ MAY_DIFFER = (
 )
 """Fields that only say how long, how often or where: a run may go on under other values."""
 
-LOCAL = ("run", "pipeline.*", "*.root", "*.path", "*.window.cache")
+LOCAL = ("run", "embeddings", "pipeline.*", "*.root", "*.path", "*.window.cache")
 """Fields that may differ between the processes of one run: where a machine has its files."""
 
 
@@ -81,10 +85,19 @@ class TrainConfig:
     """Image size, resize mode and normalisation, in training and in use."""
     augment: Augment = Augment()
     """Random changes of training images."""
+    embeddings: str | None = None
+    """Table of embeddings of the training images, as `clip-jax embed` writes it with the model
+    that `start_from` names. The image tower, which must be locked (`rates={"image/*": 0}`), then
+    runs in evaluations alone, and `augment` has no use. Captions come from `data` as ever.
+
+    Source: Zhai et al. 2022, arXiv:2111.07991 (LiT), section 3 and appendix."""
     tokenizer: TokenizerConfig
     model: ClipConfig
     loss: LossConfig = Softmax()
     optim: OptimConfig
+    last: Stage | None = None
+    """Other settings for the last updates; all fields here then are those of the updates before
+    them, but for `steps`. The checkpoint at the border holds the end of the first stage."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each mesh axis."""
     rules: AxisRules = AxisRules()
@@ -98,7 +111,7 @@ class TrainConfig:
     """Captions end to end, so that padding costs nothing; for causal text towers."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     evals: dict[str, EvalConfig] = dataclasses.field(default_factory=dict)
-    """Evaluations by name; all run at the end, some every so many steps."""
+    """Evaluations by name; all run at the end (of each stage), some every so many steps."""
     eval_batch: int = 64
     """Images, or texts, per call while evaluating."""
     log_every: int = 10
@@ -118,11 +131,63 @@ class TrainConfig:
         ):
             if ours != theirs:
                 faults.append(f"{name}: {ours} in the data, {theirs} in the model")
-        faults += [*self._text_faults(), *self._best_faults()]
+        if self.accumulate > 1 and getattr(self.model.image, "batch_statistics", False):
+            faults.append(
+                "accumulate needs batch norms that do not look at the batch: "
+                "image.batch_statistics is of a whole one"
+            )
+        faults += [*self._text_faults(), *self._best_faults(), *self._embedding_faults()]
         if "://" in self.run:
             faults.append(f"run {self.run!r}: a run folder lies on a local (or mounted) disk")
+        faults = faults or list(self._last_faults())
         if faults:
             raise ValueError("; ".join(faults))
+
+    def stages(self) -> tuple["TrainConfig", ...]:
+        """Runs that make up this one, each without a `last` and with `steps` of its own."""
+        last = self.last
+        if last is None:
+            return (self,)
+        first = dataclasses.replace(self, last=None, steps=self.steps - last.steps)
+        length = last.context_length or self.tokenizer.context_length
+        return first, dataclasses.replace(
+            first,
+            steps=last.steps,
+            optim=last.optim,
+            batch=last.batch or self.batch,
+            accumulate=last.accumulate or self.accumulate,
+            packing=last.packing,
+            model=last.model(self.model),
+            recipe=dataclasses.replace(self.recipe, size=last.image_size or self.recipe.size),
+            tokenizer=dataclasses.replace(self.tokenizer, context_length=length),
+        )
+
+    def _last_faults(self) -> Iterator[str]:
+        """Why there cannot be such a last stage."""
+        if self.last and self.last.steps >= self.steps:
+            yield f"last.steps {self.last.steps} must be below steps {self.steps}"
+            return
+        try:
+            self.stages()
+        except ValueError as error:
+            yield f"last: {error}"
+
+    def _embedding_faults(self) -> Iterator[str]:
+        """What would be ignored, or be wrong, where the image tower does not run in training."""
+        if self.embeddings is None:
+            return
+        if self.start_from is None:
+            yield "embeddings needs start_from: the model that they are of"
+        if [*self.optim.rates.items()][-1:] != [("image/*", 0)]:  # The last that matches counts.
+            yield "embeddings needs a locked image tower: optim.rates={..., 'image/*': 0.0}"
+        if self.augment != Augment():
+            yield "augment changes nothing with embeddings: leave it out"
+        image, last = self.model.image, self.last
+        dropped = not isinstance(image, ResNetConfig) and (image.patch_dropout, image.stack.dropout)
+        if dropped and any(dropped):
+            yield "dropout in the image tower changes nothing with embeddings: leave it out"
+        if last and (last.patch_dropout or last.image_size not in (None, self.recipe.size)):
+            yield "last: images of another kind need embeddings of their own"
 
     def _text_faults(self) -> Iterator[str]:
         """What in tokenizer, text tower and packing does not fit together."""

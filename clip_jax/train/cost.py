@@ -49,7 +49,7 @@ def step_cost(config: TrainConfig) -> StepCost:
     shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     frozen = masks.frozen(shapes, config.optim.rates)
     return StepCost(
-        image=batch * towers.image,
+        image=batch * towers.image if config.embeddings is None else 0.0,
         text=rows * towers.text,
         logits=2.0 * batch**2 * model.embed_dim,
         trained=tuple(t for t in ("image", "text") if not all(jax.tree.leaves(frozen[t]))),

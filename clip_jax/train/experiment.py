@@ -1,39 +1,70 @@
 """A whole training run: how its parts are put together and driven."""
 
+import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from clip_jax.checkpoint.start import open_run
 from clip_jax.checkpoint.store import Store
 from clip_jax.config import to_data
+from clip_jax.data.embeddings import EmbeddingTable
 from clip_jax.data.feed import Feed
 from clip_jax.data.pipeline import train_batches
+from clip_jax.data.position import join
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
 from clip_jax.eval.suite import run_evals, write_figures
 from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
-from clip_jax.sharding.processes import agree, gather_json, is_first, process_rows, stop_asked
+from clip_jax.sharding.processes import (
+    StoppedError,
+    agree,
+    gather_json,
+    is_first,
+    process_rows,
+    stop_asked,
+)
 from clip_jax.tokenizers import storage
 from clip_jax.train.assemble import Assembled, assemble_run
-from clip_jax.train.begin import begin_params
+from clip_jax.train.begin import begin_params, enter_stage
 from clip_jax.train.config import LOCAL, MAY_DIFFER, TrainConfig, check_vocabulary
 from clip_jax.train.cost import step_cost
 from clip_jax.train.fingerprints import fingerprints
 from clip_jax.train.hooks import EvalHook, SaveHook
 from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
-from clip_jax.train.loop import DivergedError, Stop, fit
+from clip_jax.train.loop import DivergedError, Hook, Stop, fit
 from clip_jax.train.profile import Profile, profiled
 from clip_jax.train.state import State
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """A run, or a part of one that has settings of its own."""
+
+    config: TrainConfig
+    """One of `TrainConfig.stages`."""
+    parts: Assembled
+    end: int
+    """Updates of the run when it is over."""
+
+
+def _stages(config: TrainConfig, mesh: Mesh) -> list[_Stage]:
+    """What follows one another; whatever does not fit together in any of them shows now."""
+    stages, begin = [], 0
+    for stage in config.stages():
+        parts, end = assemble_run(stage, mesh, begin), begin + stage.steps
+        stages.append(_Stage(config=stage, parts=parts, end=end))
+        begin = end
+    return stages
 
 
 def train(config: TrainConfig, console: Console, profile: Profile | None = None) -> None:
@@ -48,22 +79,25 @@ def train(config: TrainConfig, console: Console, profile: Profile | None = None)
       StoppedError: SIGTERM; all is saved.
     """
     mesh = build_mesh(config.mesh)
-    parts = assemble_run(config, mesh)
+    stages = _stages(config, mesh)
     check_batch("eval_batch", config.eval_batch, config.rules, mesh)
     check_vocabulary(config)
     source = config.data.open("train")
+    embeddings = _embeddings(config)
     sources = {"data": source}
     for name, evaluation in config.evals.items():  # A missing split shows now, not in an hour.
         opened = (evaluation.data or config.data).open(evaluation.split)
         sources[f"data of evals.{name}"] = opened
     agree(fingerprints(to_data(config), sources, local=LOCAL))
     if is_first():
-        open_run(config.run, to_data(config), may_differ=MAY_DIFFER)
+        # Of a run with a last stage, `steps` says where that begins.
+        may_differ = [field for field in MAY_DIFFER if field != "steps" or config.last is None]
+        open_run(config.run, to_data(config), may_differ=may_differ)
         storage.keep(config.tokenizer, config.run)
     require_shared(config.run)
     store = Store(pathlib.Path(config.run) / "checkpoints", config.checkpoint)
     try:
-        _train(config, parts, source, store, console, profile)
+        _train(config, stages, source, embeddings, store, console, profile)
     except DivergedError as error:
         raise DivergedError(f"{error}. {_how_to_go_on(store, error)}", error.proven) from None
     finally:
@@ -80,10 +114,39 @@ def _how_to_go_on(store: Store, error: DivergedError) -> str:
     return f"The last good checkpoint is {good}: use --run NEW --start-from {good} with {advice}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Course:
+    """What the stages of a run share."""
+
+    steps: int
+    """Of all stages together."""
+    source: Source
+    embeddings: EmbeddingTable | None
+    store: Store
+    figures: Figures
+    line: Line
+    stopwatch: Stopwatch
+    warn: Callable[[str], None]
+    profile: Profile | None
+    found: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Figures of evaluations by step."""
+
+
+def _embeddings(config: TrainConfig) -> EmbeddingTable | None:
+    """Raises ValueError if they are not of the model's size."""
+    if config.embeddings is None:
+        return None
+    table, width = EmbeddingTable(config.embeddings), config.model.embed_dim
+    if table.width != width:
+        raise ValueError(f"{table.path} has embeddings of {table.width} numbers, the model {width}")
+    return table
+
+
 def _train(
     config: TrainConfig,
-    parts: Assembled,
+    stages: Sequence[_Stage],
     source: Source,
+    embeddings: EmbeddingTable | None,
     store: Store,
     console: Console,
     profile: Profile | None,
@@ -96,40 +159,107 @@ def _train(
         return
     if profile:
         profile.check(start, config.steps)
-    state, position = _start(config, parts, store, start)
+    # After its last step a stage's state is still its own, on disk as here.
+    stage, *later = [stage for stage in stages if start <= stage.end]
+    state, position = _start(stage.config, stage.parts, store, start)
     if start:
         console.print(f"{config.run}: going on from step {start}", soft_wrap=True)
-    feed = _feed(config, parts, source, position)
-    figures = Figures(pathlib.Path(config.run), start, silent=not is_first())
-    line = Line(console, config.steps, start)
-    stopwatch = Stopwatch()
-    found: dict[int, dict[str, float]] = {}
-    warn = _warner(console)
-    shared = {"feed": feed, "figures": figures, "stopwatch": stopwatch}
-    run = {"batch": config.batch, "steps": config.steps, "start": start}
-    run |= {"flops": step_cost(config).total, "peak": peak_flops(parts.mesh.devices.flat)}
-    log = LogHook(config.log_every, **run, **shared, line=line, warn=warn)
-    evaluate = evaluator(config, parts, warn)
+    course = _Course(
+        steps=config.steps,
+        source=source,
+        embeddings=embeddings,
+        store=store,
+        figures=Figures(pathlib.Path(config.run), start, silent=not is_first()),
+        line=Line(console, config.steps, start),
+        stopwatch=Stopwatch(),
+        warn=_warner(console),
+        profile=profile if is_first() else None,
+    )
+    try:
+        with stop_asked() as asked:
+            state, position = _fit(stage, course, state, position, asked)
+            for after in later:
+                state = enter_stage(state, stage.config, after.config, after.parts.abstract)
+                state, position = _fit(after, course, state, position, asked)
+                stage = after
+        if config.steps in course.found and is_first():
+            figures = course.found[config.steps]
+            write_figures(pathlib.Path(config.run) / "eval.json", figures)
+    finally:
+        course.line.close()
+        course.figures.close()
+
+
+def _fit(
+    stage: _Stage, course: _Course, state: State, position: Any, asked: Callable[[int], bool]
+) -> tuple[State, Any]:
+    """State and data position at the end of a stage; as they are, if it is over already.
+
+    Raises:
+      StoppedError: that was asked for before the run's last step; all is saved.
+    """
+    if (start := int(state.step)) >= stage.end:
+        return state, position
+    config, parts, stops = stage.config, stage.parts, set[int]()
+
+    def ask(done: int) -> bool:
+        if asked(done):
+            stops.add(done)
+        return done in stops
+
+    feed = _feed(config, parts, course, position)
+    try:
+        hooks, save = _hooks(stage, course, feed, start)
+        stop = Stop(asked=ask, save=save)
+        traced = profiled(
+            compiled_apart(parts.step, course.stopwatch),
+            course.profile and course.profile.within(start, stage.end),
+            start=start,
+            folder=pathlib.Path(config.run) / "profile",
+            say=course.warn,
+        )
+        with traced as step:
+            state = fit(state, feed, step, steps=stage.end, hooks=hooks, stop=stop)
+        if stage.end in stops and stage.end < course.steps:
+            raise StoppedError(f"stopped after step {stage.end} of {course.steps}")
+        return state, join(gather_json(feed.position))
+    finally:
+        feed.close()
+
+
+def _hooks(
+    stage: _Stage, course: _Course, feed: Feed, start: int
+) -> tuple[Sequence[Hook], SaveHook]:
+    """What is saved has been seen: log, then evaluate, then save."""
+    config, stopwatch = stage.config, course.stopwatch
+    log = LogHook(
+        config.log_every,
+        batch=config.batch,
+        steps=course.steps,
+        start=start,
+        flops=step_cost(config).total,
+        peak=peak_flops(stage.parts.mesh.devices.flat),
+        feed=feed,
+        figures=course.figures,
+        line=course.line,
+        stopwatch=stopwatch,
+        warn=course.warn,
+    )
+    evaluate, found = evaluator(config, stage.parts, course.warn), course.found
     evals = [
         EvalHook(
-            e.every_steps or 0, name, evaluate, found=found, figures=figures, stopwatch=stopwatch
+            each.every_steps or 0,
+            name,
+            evaluate,
+            found=found,
+            figures=course.figures,
+            stopwatch=stopwatch,
         )
-        for name, e in config.evals.items()
+        for name, each in config.evals.items()
     ]
     every, plain = config.checkpoint.every_steps, to_data(config)
-    save = SaveHook(every, store, feed=feed, config=plain, found=found, stopwatch=stopwatch)
-    step, folder = compiled_apart(parts.step, stopwatch), pathlib.Path(config.run) / "profile"
-    traced = profiled(step, profile if is_first() else None, start=start, folder=folder, say=warn)
-    try:  # What is saved has been seen: log, then evaluate, then save.
-        with stop_asked() as asked, traced as step:
-            stop = Stop(asked=asked, save=save)
-            fit(state, feed, step, steps=config.steps, hooks=[log, *evals, save], stop=stop)
-        if config.steps in found and is_first():
-            write_figures(pathlib.Path(config.run) / "eval.json", found[config.steps])
-    finally:
-        line.close()
-        figures.close()
-        feed.close()
+    save = SaveHook(every, course.store, feed=feed, config=plain, found=found, stopwatch=stopwatch)
+    return [log, *evals, save], save
 
 
 def _warner(console: Console) -> Callable[[str], None]:
@@ -158,11 +288,11 @@ def _start(config: TrainConfig, parts: Assembled, store: Store, step: int) -> tu
     return State(progress["step"], params, progress["opt"], ema), position
 
 
-def _feed(config: TrainConfig, parts: Assembled, source: Source, position: Any) -> Feed:
+def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any) -> Feed:
     """Batches from a saved position on, or from the beginning."""
     process_rows(parts.batch_sharding, config.batch)  # Raises if no host's rows are its own.
     batches = train_batches(
-        source,
+        course.source,
         batch=config.batch,
         seed=config.seed,
         recipe=config.recipe,
@@ -172,6 +302,7 @@ def _feed(config: TrainConfig, parts: Assembled, source: Source, position: Any) 
         streams=config.streams,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        embeddings=course.embeddings,
     )
     groups = batch_parts(config.rules, parts.mesh) * config.accumulate // jax.process_count()
     arrange = dict if config.packing is None else partial(config.packing, groups=groups)

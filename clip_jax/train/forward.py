@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from clip_jax import tree
-from clip_jax.models.clip import CLIP, ClipConfig, Output, activation_dtype
+from clip_jax.models.clip import CLIP, ClipConfig, Output, activation_dtype, unit_norm
+from clip_jax.models.resnet import STATISTICS
 from clip_jax.models.transformer import Fetch
 from clip_jax.optim.build import DType
 from clip_jax.preprocess.recipe import Recipe, normalize
@@ -21,14 +22,15 @@ from clip_jax.sharding.rules import AxisRules
 
 @runtime_checkable
 class Forward(Protocol):
-    """Embeddings of a batch that is split over the mesh.
+    """Embeddings of a batch that is split over the mesh, and what batch norms saw of it.
 
-    Arguments are as those of `CLIP.__call__`, but for images, which are uint8.
+    Arguments are as those of `CLIP.__call__`, but for images, which are uint8. The second result
+    is as `models.resnet.with_statistics` takes it.
     """
 
     def __call__(
         self, params: Any, images: Any, tokens: Any, rows: Any = None, *, rngs: Any
-    ) -> Output: ...
+    ) -> tuple[Output, Any]: ...
 
 
 def make_forward(
@@ -76,7 +78,7 @@ def make_forward(
             partial(_in_parts, share, accumulate),
             mesh=fine.mesh,
             in_specs=(specs, split, split, split, one),
-            out_specs=split,
+            out_specs=(split, split, one),
             axis_names={*over, *alone},
             check_vma=False,
         ),
@@ -99,22 +101,23 @@ def _of_shares(
     def outside(params: Any) -> Any:
         return whole(params, {name: specs[name] for name in params}, but="/blocks/")
 
-    return CLIP(model, fetch("image"), fetch("text")), outside
+    return CLIP(model, fetch("image"), fetch("text"), fine.names(rules.batch)), outside
 
 
 def _sharded(
-    embed: Callable[..., tuple[Any, Any]],
+    embed: Callable[..., tuple[Any, Any, Any]],
     params: Any,
     images: Any,
     tokens: Any,
     rows: Any = None,
     *,
     rngs: Any,
-) -> Output:
-    """As `CLIP.__call__`; `embed` gives the embeddings of a batch split over the mesh."""
+) -> tuple[Output, Any]:
+    """As a `Forward`; `embed` gives the embeddings of a batch split over the mesh, and more."""
     if rows is None:
         rows = jnp.arange(len(jax.tree.leaves(images)[0]))
-    return Output(*embed(params, images, tokens, rows, rngs), *_scalars(params))
+    image, text, seen = embed(params, images, tokens, rows, rngs)
+    return Output(image, text, *_scalars(params)), seen
 
 
 def _forward(
@@ -129,46 +132,56 @@ def _forward(
     recipe: Recipe,
     param_dtype: DType,
     frozen: Any,
-) -> Output:
-    """As `CLIP.__call__`, of parameters that `whole` makes whole, but for those of blocks.
+) -> tuple[Output, Any]:
+    """As a `Forward`, of parameters that `whole` makes whole, but for those of blocks.
 
+    Images may be their embeddings ("B D"): then the image tower does not run.
     In the backward pass what the text tower kept is gone before the image tower has its turn.
     """
     scalars = _scalars(params)
-    params, images = rounded(params, param_dtype), normalize(images, recipe)
+    params = rounded(params, param_dtype)
 
     def encode(tower: str, other: str, values: Any) -> Any:
         mine = whole({name: part for name, part in params.items() if name != other})
-        method = f"encode_{tower}"
-        return module.apply({"params": mine}, values, rows, rngs=rngs, method=method)
+        apply = partial(module.apply, rngs=rngs, method=f"encode_{tower}", mutable=[STATISTICS])
+        return apply({"params": mine}, values, rows)
 
-    image = encode("image", "text", images)
+    if getattr(images, "ndim", 0) == 2:
+        image, seen = unit_norm(images), {}
+    else:
+        image, seen = encode("image", "text", normalize(images, recipe))
     if frozen is None or not all(jax.tree.leaves(frozen["image"])):
         image, params = _after_text(image, params, frozen)
-    return Output(image, encode("text", "image", tokens), *scalars)
+    text, _ = encode("text", "image", tokens)
+    return Output(image, text, *scalars), seen.get(STATISTICS, {})
 
 
 def _in_parts(
-    embed: Callable[..., Output],
+    embed: Callable[..., tuple[Output, Any]],
     accumulate: int,
     params: Any,
     images: Any,
     tokens: Any,
     rows: Any,
     rngs: Any,
-) -> tuple[Any, Any]:
-    """Embeddings of both kinds; parts of the batch take turns, also in the backward pass."""
+) -> tuple[Any, Any, Any]:
+    """Embeddings of both kinds; parts of the batch take turns, also in the backward pass.
+
+    The third result is what batch norms saw: of parts nothing, as none of them is the batch.
+    """
     if accumulate == 1:
-        return embed(params, images, tokens, rows, rngs=rngs)[:2]
+        found, statistics = embed(params, images, tokens, rows, rngs=rngs)
+        return found.image, found.text, statistics
 
     def part(inputs: Any) -> tuple[Any, Any]:
-        return embed(params, *inputs, rngs=rngs)[:2]
+        return embed(params, *inputs, rngs=rngs)[0][:2]
 
     inputs = jax.tree.map(
         lambda x: x.reshape(accumulate, len(x) // accumulate, *x.shape[1:]), (images, tokens, rows)
     )
     found = jax.lax.map(jax.checkpoint(part, prevent_cse=False), inputs)
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)
+    image, text = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)
+    return image, text, {}
 
 
 def rounded(params: Any, dtype: DType) -> Any:

@@ -28,6 +28,11 @@ class Profile:
         if not start < self.first <= self.last <= end:
             raise ValueError(f"--profile {self}: this start trains steps {start + 1} to {end}")
 
+    def within(self, start: int, end: int) -> "Profile | None":
+        """Those of these steps that lie after step `start`, up to `end`; None if none does."""
+        first, last = max(self.first, start + 1), min(self.last, end)
+        return Profile(first=first, last=last) if first <= last else None
+
 
 def parse_profile(text: str) -> Profile:
     """`10:13` as steps 10 to 13.

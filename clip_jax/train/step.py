@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.losses import Objective
 from clip_jax.models.clip import CLIP, cap_scale
+from clip_jax.models.resnet import with_statistics
 from clip_jax.train.forward import Forward
 from clip_jax.train.state import State
 
@@ -40,15 +41,17 @@ def make_step(
     """
 
     def evaluate(params: Any, batch: Mapping[str, Array], key: Any):
-        params = hold(params, frozen)
-        return loss(*forward(params, batch["images"], batch["tokens"], rngs={"dropout": key}))
+        rngs = {"dropout": key}
+        output, seen = forward(hold(params, frozen), batch["images"], batch["tokens"], rngs=rngs)
+        value, accuracy = loss(*output)
+        return value, (accuracy, seen)
 
     def step(state: State, batch: Mapping[str, Array]) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         value_and_grad = jax.value_and_grad(evaluate, has_aux=True)
-        (value, accuracy), grads = value_and_grad(state.params, batch, key)
+        (value, (accuracy, seen)), grads = value_and_grad(state.params, batch, key)
         updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = with_statistics(optax.apply_updates(state.params, updates), seen, frozen)
         metrics = {
             "loss": value,
             "accuracy": accuracy,

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from clip_jax.cli import plan
-from clip_jax.cli.plan import split
+from clip_jax.cli.plan import split, stage
+from clip_jax.config import load_config
 
 
 def test_without_a_config_or_chips_it_says_what_is_needed(capsys):
@@ -37,6 +38,17 @@ def test_options_of_the_command_and_of_the_config_are_told_apart():
     own, rest = split(words)
     assert own == {"--topology": "v5e:2x2", "--sweep": ""}
     assert rest == ["--batch", "64", "--rules.params", "data"]
+
+
+def test_a_plan_is_of_one_stage():
+    config = load_config("configs/clipa_l16.py")
+    for name, size in ((None, 96), ("first", 96), ("last", 224)):
+        assert stage(config, name).recipe.size == size
+    assert stage(config, "last").steps == config.last.steps
+    with pytest.raises(ValueError, match=r"^--stage 'third': this config has first and last$"):
+        stage(config, "third")
+    with pytest.raises(ValueError, match=r"^--stage 'last': this config has first$"):
+        stage(stage(config, "last"), "last")
 
 
 def test_a_plan_is_printed_and_written(tmp_path, capsys):

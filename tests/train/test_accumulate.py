@@ -45,7 +45,7 @@ class Towers:
         def both(params, batch, cotangents):
             run = partial(forward, rngs={"dropout": jax.random.key(2)})
             out, pull = jax.vjp(
-                lambda params: run(params, batch["images"], batch["tokens"]), params
+                lambda params: run(params, batch["images"], batch["tokens"])[0], params
             )
             return out, pull(cotangents)[0]
 
@@ -138,8 +138,8 @@ def test_memory_is_that_of_one_part(tiny):
         )
 
         def similarity(params, batch):
-            image, text, *_ = forward(params, batch["images"], batch["tokens"], rngs={})
-            return (image * text).sum()
+            out, _ = forward(params, batch["images"], batch["tokens"], rngs={})
+            return (out.image * out.text).sum()
 
         compiled = jax.jit(jax.grad(similarity)).lower(shapes, given).compile()
         return compiled.memory_analysis().temp_size_in_bytes

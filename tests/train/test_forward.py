@@ -37,7 +37,7 @@ def slopes(model, loss, mesh, rules):
     tokens = rng.integers(1, 64, (BATCH, 8)).astype(np.int32)
 
     def value(params, images, tokens, key):
-        return objective(*forward(params, images, tokens, rngs={"dropout": key}))[0]
+        return objective(*forward(params, images, tokens, rngs={"dropout": key})[0])[0]
 
     found = jax.jit(jax.value_and_grad(value), in_shardings=(placed, None, None, None))(
         jax.device_put(params, placed), images, tokens, jax.random.key(1)
@@ -108,7 +108,7 @@ def test_under_fsdp_only_matrices_are_gathered_and_their_gradients_reduce_scatte
     forward = make_forward(model, placed, FSDP, mesh, recipe=Recipe(size=8))
 
     def value(params, images, tokens):
-        out = forward(params, images, tokens, rngs={})
+        out, _ = forward(params, images, tokens, rngs={})
         return (out.image * out.text).sum()
 
     images = jax.ShapeDtypeStruct((BATCH, 8, 8, 3), np.uint8)

@@ -96,3 +96,9 @@ def test_steps_outside_of_the_run_are_refused(text):
     Profile(first=6, last=10).check(5, 10)
     with pytest.raises(ValueError, match=f"--profile {text}: this start trains steps 6 to 10"):
         parse_profile(text).check(5, 10)
+
+
+def test_a_stage_has_its_part_of_the_steps():
+    steps = Profile(first=3, last=6)
+    parts = [steps.within(*stage) for stage in ((0, 2), (0, 3), (3, 5), (2, 9), (6, 9))]
+    assert list(map(str, parts)) == ["None", "3:3", "4:5", "3:6", "None"]
