@@ -14,7 +14,8 @@ class Packing:
     """Room for captions; exact, and a batch that needs more room gets it.
 
     Shapes must be few, as each is compiled once: a batch takes the first of 1, 2, 4, ...
-    times the room below that holds it.
+    times the room below that holds it. Where several processes train together, their shapes are
+    one, and a batch that needs more is an error.
     """
 
     row: int = 64
@@ -26,18 +27,23 @@ class Packing:
         if self.row < 1 or self.tokens_per_caption <= 0:
             raise ValueError(f"packing needs room: row {self.row}, {self.tokens_per_caption}")
 
-    def __call__(self, batch: dict[str, Any], groups: int) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any], groups: int, grow: bool = True) -> dict[str, Any]:
         """The batch with its `tokens` packed; see `pack`."""
-        return {**batch, "tokens": pack(batch["tokens"], groups, self)}
+        return {**batch, "tokens": pack(batch["tokens"], groups, self, grow)}
 
 
-def pack(tokens: Int[np.ndarray, "B L"], groups: int, packing: Packing) -> PackedTokens:
+def pack(
+    tokens: Int[np.ndarray, "B L"], groups: int, packing: Packing, grow: bool = True
+) -> PackedTokens:
     """Captions in rows, first fit by falling length, each of `groups` equal parts by itself.
 
     A caption ends with its highest id, which is CLIP's end of text; what follows is dropped.
 
+    Args:
+      grow: whether a batch may take more room; else its shapes are always the same.
+
     Raises:
-      ValueError: `groups` does not divide B, or a caption is longer than a row.
+      ValueError: `groups` does not divide B, a caption is longer than a row, or there is no room.
     """
     batch = len(tokens)
     if batch % groups:
@@ -49,7 +55,14 @@ def pack(tokens: Int[np.ndarray, "B L"], groups: int, packing: Packing) -> Packe
     parts = [slice(g * each, (g + 1) * each) for g in range(groups)]
     plans = [_first_fit(lengths[part], packing.row) for part in parts]
     rows = int(np.ceil(each * packing.tokens_per_caption / packing.row))
-    while rows < max(int(row.max()) + 1 for row, _ in plans):
+    needed = max(int(row.max()) + 1 for row, _ in plans)
+    if needed > rows and not grow:
+        raise ValueError(
+            f"{each} captions need {needed} rows of {packing.row} tokens, packing has room for "
+            f"{rows}, which several processes cannot change: a packing.tokens_per_caption of "
+            f"{needed * packing.row / each:.1f} or a little more would hold them"
+        )
+    while rows < needed:
         rows *= 2
     laid = [
         _lay(tokens[part], lengths[part], *plan, (rows, packing.row))

@@ -305,7 +305,10 @@ def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any)
         embeddings=course.embeddings,
     )
     groups = batch_parts(config.rules, parts.mesh) * config.accumulate // jax.process_count()
-    arrange = dict if config.packing is None else partial(config.packing, groups=groups)
+    arrange = dict
+    if config.packing is not None:
+        # Of more room that one process took, the others would not know.
+        arrange = partial(config.packing, groups=groups, grow=jax.process_count() == 1)
     return Feed(batches, parts.batch_sharding, position=position, arrange=arrange)
 
 

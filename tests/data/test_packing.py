@@ -63,6 +63,16 @@ def test_a_batch_that_needs_more_room_gets_twice_the_rows():
     assert pack(tokens, 1, packing).tokens.shape == (1, 1, 8)
 
 
+def test_where_shapes_may_not_change_the_room_that_is_needed_is_told():
+    tokens = np.full((8, 4), 9, np.int32)
+    tokens[:, :3] = 1  # Four tokens each, two captions a row.
+    packing = Packing(row=8, tokens_per_caption=3.0)
+    with pytest.raises(ValueError, match=r"8 captions need 4 rows .* has room for 3, .* of 4\.0"):
+        pack(tokens, 1, packing, grow=False)
+    told = Packing(row=8, tokens_per_caption=4.0)
+    assert pack(tokens, 1, told, grow=False).tokens.shape == (1, 4, 8)
+
+
 def test_impossible_packings_are_refused(tiny, tiny_params, variant):
     with pytest.raises(ValueError, match="6 captions do not split into 4 groups"):
         pack(captions(6), 4, Packing())
