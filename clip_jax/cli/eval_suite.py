@@ -11,6 +11,8 @@ from typing import Any
 CACHE = "~/.cache/clip_jax/embeddings"
 CACHE_GB = 10.0
 BATCH = 64
+PROBES = ("linear", "few_shot", "knn")
+"""The names of `measure_probe.PROBES`, which is slow to import."""
 LEFT_OUT = 3
 """Exit status where all that could be measured was, but some data sets could not."""
 EPILOG = """\
@@ -39,11 +41,26 @@ def add_options(made: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", metavar="FILE", help="tfds: a class name a line (its own)")
     group.add_argument("--templates", metavar="FILE", help="tfds: a template with {c} a line")
     group.add_argument("--split", metavar="NAME", help="tfds: what to read of it (test)")
+    group.add_argument(
+        "--probe",
+        choices=PROBES,
+        help="instead of classification by names, a classifier that learns from the train splits",
+    )
+    group.add_argument(
+        "--projected",
+        action="store_true",
+        default=None,
+        help="probe the embeddings, not the image tower's features before its projection",
+    )
+    group.add_argument(
+        "--train-split", metavar="NAME", help="tfds: what a probe learns from (train)"
+    )
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """Options of this group by their flag; None where they were not given."""
     names = ("root", "cache", "cache_gb", "classes", "templates", "split")
+    names += ("probe", "projected", "train_split")
     return {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
 
 
@@ -54,9 +71,9 @@ def evaluate(options: argparse.Namespace) -> None:
       SystemExit: status 3 where data sets were left out.
       ValueError, OSError: options that do not fit; no such model.
     """
-    from clip_jax.eval.tasks import select
-
-    keys = select(options.suite)
+    if options.probe is None and (options.projected or options.train_split):
+        raise ValueError("--projected and --train-split go with --probe")
+    keys = _keys(options)
     size = CACHE_GB if options.cache_gb is None else options.cache_gb
     if not size >= 0:
         raise ValueError(f"--cache-gb starts at 0, got {size:g}")
@@ -70,6 +87,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
     console = Console(file=sys.stdout)
     out = options.out or _out(options.model)
+    measured: dict[str, Any] = {}
+    if options.probe is not None:
+        out, measured = _probe(options, out)
     show = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
 
     def say(line: str) -> None:
@@ -79,11 +99,16 @@ def evaluate(options: argparse.Namespace) -> None:
     folder = pathlib.Path(options.cache or CACHE).expanduser()
     cache = Cache(folder=folder, limit=int(size * 1e9))
     model = suite_model(options.model, options.batch)
+    if options.probe is not None and not (options.projected or model.projects):
+        say(
+            "the image tower has no projection of its own: its features are the embeddings, but "
+            "not scaled to length 1"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with EmbeddingBar(console) as progress:
         embedder = dataclasses.replace(model.embedder, progress=progress, warn=say)
         model = dataclasses.replace(model, embedder=embedder)
-        report = run_suite(keys, lambda key: finder(key, say), model, out, cache, say)
+        report = run_suite(keys, lambda key: finder(key, say), model, out, cache, say, **measured)
     console.print(table(report))
     if report.outcomes:
         write_report(
@@ -139,6 +164,7 @@ def suite_model(path: str, batch: int | None) -> Any:
     return Model(
         embedder=encoders.bind(clip.params, clip.tokenizer, batch),
         scale=clip.scale,
+        projects=clip.model.cfg.projects_images,
         weights=weights_mark(clip.model.cfg, clip.params),
         preprocessing=recipe_mark(clip.preprocess),
         tokenizer=tokenizer_mark(clip.tokenizer),
@@ -180,7 +206,7 @@ def _finder(keys: tuple[str, ...], options: argparse.Namespace) -> Callable[...,
     """
     from clip_jax.eval.example_sets import open_folder
     from clip_jax.eval.fetch import fetch
-    from clip_jax.eval.folders import find, unlisted
+    from clip_jax.eval.folders import find, open_with_train, unlisted
     from clip_jax.eval.tasks import TASKS
     from clip_jax.eval.tfds_set import PREFIX, open_tfds
 
@@ -198,7 +224,12 @@ def _finder(keys: tuple[str, ...], options: argparse.Namespace) -> Callable[...,
             faults.append(str(fault))
     if faults:
         raise ValueError("; ".join(faults))
-    first = "datacomp" if "datacomp" in options.suite.split(",") else "benchmark"
+    probing = options.probe is not None
+    datacomp = "datacomp" in options.suite.split(",") and not probing
+    first, open_one = "datacomp" if datacomp else "benchmark", open_folder
+    fetched = functools.partial(fetch, train=True) if probing else fetch
+    if probing:  # DataComp's folders have no train split.
+        open_one = open_with_train
 
     def opened(key: str, warn: Callable[[str], None]) -> Any:
         if key in prepared:
@@ -208,15 +239,51 @@ def _finder(keys: tuple[str, ...], options: argparse.Namespace) -> Callable[...,
                 classes=options.classes,
                 templates=options.templates,
                 split=options.split or "test",
+                train=(options.train_split or "train") if probing else None,
             )
         if key in own:
-            return open_folder(own[key], pathlib.Path(options.root) / key, warn)
+            return open_one(own[key], pathlib.Path(options.root) / key, warn)
         task = TASKS[key]
-        return open_folder(
-            task, fetch(task, first) if hub else find(task, options.root, first), warn
-        )
+        folder = fetched(task, first) if hub else find(task, options.root, first)
+        return open_one(task, folder, warn)
 
     return opened
+
+
+def _keys(options: argparse.Namespace) -> tuple[str, ...]:
+    """The data sets that are meant; a probe leaves out those of a suite without single labels.
+
+    Raises:
+      ValueError: a data set that a probe is asked for by name, and cannot learn.
+    """
+    from clip_jax.eval.tasks import TASKS, select
+
+    keys = select(options.suite)
+    if options.probe is None:
+        return keys
+    unfit = [key for key in keys if key in TASKS and TASKS[key].kind != "zero_shot"]
+    if named := set(unfit) & {name.strip() for name in options.suite.split(",")}:
+        raise ValueError(
+            f"no probe can learn {', '.join(sorted(named))}: a sample has no one label"
+        )
+    if len(unfit) == len(keys):
+        raise ValueError(f"--suite {options.suite} holds nothing that a probe can learn")
+    return tuple(key for key in keys if key not in unfit)
+
+
+def _probe(options: argparse.Namespace, out: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Where results of the probe go, and what makes `run_suite` measure it."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from clip_jax.eval.measure_probe import PROBES, folder_of
+
+    projected = bool(options.projected)
+    name = folder_of(options.probe, projected=projected)
+    mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    measure = functools.partial(PROBES[options.probe], projected=projected, mesh=mesh)
+    return out / name, {"measures": {"zero_shot": measure}, "settings": name}
 
 
 def _out(model: str) -> pathlib.Path:

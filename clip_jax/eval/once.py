@@ -28,6 +28,8 @@ class Model:
     """Hash of the recipe of pictures."""
     tokenizer: str
     """Hash of the tokenizer."""
+    projects: bool = True
+    """Whether the image tower's features differ from its embeddings by more than their length."""
 
 
 class Pictures(Embedded):

@@ -18,7 +18,8 @@ from clip_jax.eval.outcome import Outcome, file_name
 from clip_jax.eval.suite import write_figures
 from clip_jax.eval.tasks import Aggregate, aggregates
 
-MEASURES: Mapping[str, Callable[[Opened, Embeddings, Callable[[str], None]], Outcome]] = {
+Measure = Callable[[Opened, Embeddings, Callable[[str], None]], Outcome]
+MEASURES: Mapping[str, Measure] = {
     "zero_shot": zero_shot,
     "multilabel": multilabel,
     "retrieval": measure_pairs.retrieval,
@@ -52,6 +53,9 @@ def run_suite(
     out: pathlib.Path,
     cache: Cache,
     say: Callable[[str], None],
+    *,
+    measures: Mapping[str, Measure] = MEASURES,
+    settings: str = "",
 ) -> SuiteReport:
     """Measure data sets one after the other; a data set that is done for this model is not redone.
 
@@ -61,6 +65,8 @@ def run_suite(
     Args:
       find: opens a data set by its key; what it raises is reported, and the suite goes on.
       say: told a line when a data set begins and ends, and of whatever was left out.
+      measures: by the kind of task.
+      settings: what else an outcome depends on.
 
     Raises:
       ValueError: the folder has results of another model.
@@ -76,11 +82,12 @@ def run_suite(
         place = f"{number}/{len(keys)}"
         try:
             opened = find(key)
-            identity = identity_of(opened, model)
+            measure = _measure(measures, opened)
+            identity = identity_of(opened, model, settings)
             found, how = _earlier(results, key, identity, say), "done before"
             if found is None:
                 say(f"{place} {opened.task.name}: {len(opened.source):,} pictures")
-                found, how = MEASURES[opened.task.kind](opened, embeddings, say), "done"
+                found, how = measure(opened, embeddings, say), "done"
         except (ValueError, OSError, BadSampleError) as fault:
             failures[key] = str(fault)
             say(f"{place} {key}: left out: {fault}")
@@ -97,12 +104,22 @@ def run_suite(
     return SuiteReport(outcomes=done, failures=failures, aggregates=means)
 
 
-def identity_of(opened: Opened, model: Model) -> dict[str, str]:
+def _measure(measures: Mapping[str, Measure], opened: Opened) -> Measure:
+    if opened.task.kind not in measures:
+        raise ValueError(
+            f"{opened.task.key} is a task of kind {opened.task.kind!r}; this is measured only on "
+            f"those of kind {', '.join(measures)}"
+        )
+    return measures[opened.task.kind]
+
+
+def identity_of(opened: Opened, model: Model, settings: str = "") -> dict[str, str]:
     """What an outcome depends on."""
     return {
         "program": PROGRAM,
         **{name: getattr(model, name) for name in _OF_MODEL},
         "data": opened.digest,
+        **({"settings": settings} if settings else {}),
     }
 
 
