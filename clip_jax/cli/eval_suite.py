@@ -19,6 +19,7 @@ EPILOG = """\
 suites: datacomp, clip_benchmark, imagenet_shifts, retrieval, fairness, compositional, quick
 exit status with --suite: 0 all data sets are measured; 3 some are left out, and named at the end;
 1 nothing could be done
+with --probe results go to a folder of their own, probe_NAME, in that of the suite
 example: python eval.py ViT-B-32/openai --suite imagenet1k,vtab/pets --root /data"""
 
 
