@@ -208,9 +208,9 @@ def _said(labels: Int[np.ndarray, " n"], score: Score) -> _Said:
         rows = slice(start, start + _TILE)
         own = np.arange(len(labels[rows])), labels[rows]
         scores, shares = score(rows)
+        ranks.append(metrics.score_ranks(scores, labels[rows]))
         scores = scores.astype(np.float64)  # A copy.
         scores[own] -= metrics.TIE  # What ties with the right class stands before it.
-        ranks.append((scores >= scores[own][:, None]).sum(axis=1) - 1)
         tops.append(np.argsort(-scores, axis=1, kind="stable")[:, :TOP])
         sure.append(shares.max(axis=1))
         curves.append(calibration(shares, labels[rows]))

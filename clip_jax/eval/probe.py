@@ -106,6 +106,13 @@ class _Regression:
         return dataclasses.replace(found, weights=weights, bias=bias)
 
 
+def plain_probe(
+    train: Labelled, classes: int, strength: float, *, mesh: Mesh | None = None
+) -> Probe:
+    """Logistic regression at one strength; arguments and errors as `linear_probe`."""
+    return _Regression(train, classes, 0, mesh).solve(strength)
+
+
 def hold_out(
     labels: Int[np.ndarray, " n"], *, share: float = 0.2, seed: int = 0
 ) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held"]]:
