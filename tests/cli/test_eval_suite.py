@@ -284,8 +284,8 @@ def test_of_a_suite_a_probe_takes_what_has_a_label_and_no_folder_of_datacomp(
     assert f"stl10: stl10: no train/nshards.txt in {own / 'wds_stl10_test'}: a probe le" in left
     assert "winogavil" not in shown and "fairface" not in shown
     for suite, message in (
-        ("mnist,flickr8k", "no probe can learn flickr8k: a sample has no one label"),
-        ("retrieval", "--suite retrieval holds nothing that a probe can learn"),
+        ("mnist,flickr8k", "no data set for a probe: flickr8k (a sample has no one label)"),
+        ("retrieval", "--suite retrieval holds no data set for a probe"),
     ):
         assert command(*args, "--suite", suite) == 1
         assert capsys.readouterr().err == f"error: {message}\n"
