@@ -14,11 +14,16 @@ LEFT_OUT = 3
 """Exit status where all that could be measured was, but some data sets could not."""
 
 
-def add_places(group: Any) -> None:
-    """The options that say which data sets, where they are, and where embeddings are kept."""
+def add_places(group: Any, *, required: bool = False) -> None:
+    """The options that say which data sets, where they are, and where embeddings are kept.
+
+    Args:
+      required: whether `--suite` must be given.
+    """
     group.add_argument(
         "--suite",
         metavar="NAMES",
+        required=required,
         help="suites and data sets with commas between them, or tfds:NAME (prepared by "
         "tensorflow-datasets)",
     )

@@ -176,19 +176,21 @@ def model(counts=None, batch=4, **changes):
     return Model(embedder=embedder, **fields | changes)
 
 
-def run(root, keys, out, *, counts=None, cache=None, said=None, measures=None, **changes):
+def run(
+    root, keys, out, *, counts=None, cache=None, said=None, measures=None, train=False, **changes
+):
     """A suite below `root`; the cache is beside `out` and large, unless given.
 
-    `measures` are of probes, for which data sets need a train split.
+    With `train`, as probes need it, data sets have that split.
     """
     lines = [] if said is None else said
     cache = cache or Cache(folder=out.parent / "cache", limit=10**9)
 
     def opened(key):
-        both = open_folder if measures is None else open_with_train
-        return both(TASKS[key], find(TASKS[key], root), lines.append)
+        open_one = open_with_train if train else open_folder
+        return open_one(TASKS[key], find(TASKS[key], root), lines.append)
 
-    more = {} if measures is None else {"measures": measures, "settings": "probe"}
+    more = {} if measures is None else {"measures": measures, "settings": "own"}
     return run_suite(keys, opened, model(counts, **changes), out, cache, lines.append, **more)
 
 

@@ -57,7 +57,9 @@ def root(tmp_path_factory, splits):
 
 def measured(root, tmp_path, name, *, key="mnist", projected=False, mesh=None, **more):
     measure = functools.partial(PROBES[name], projected=projected, mesh=mesh)
-    report = sets.run(root, (key,), tmp_path / name, measures={"zero_shot": measure}, **more)
+    report = sets.run(
+        root, (key,), tmp_path / name, measures={"zero_shot": measure}, train=True, **more
+    )
     assert not report.failures, report.failures
     return report.outcomes[key]
 
@@ -191,7 +193,7 @@ def test_splits_that_cannot_be_read_or_learned_are_told(splits, tmp_path):
     sets.wds(tmp_path / "flickr8k", sets.captioned(3), kind="retrieval", split="train")
     measures = {"zero_shot": PROBES["linear"]}
     keys = ("mnist", "stl10", "gtsrb", "flickr8k")
-    report = sets.run(tmp_path, keys, tmp_path / "out", measures=measures)
+    report = sets.run(tmp_path, keys, tmp_path / "out", measures=measures, train=True)
     assert report.failures == {
         "mnist": f"mnist: no train/nshards.txt in {tmp_path / 'mnist'}: a probe learns from that "
         "split, which the folders of CLIP_benchmark have and those of DataComp lack",
