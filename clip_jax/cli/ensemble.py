@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     from clip_jax.cli.progress import EmbeddingBar
     from clip_jax.eval import measure_ensemble
     from clip_jax.eval.once import Embeddings
-    from clip_jax.eval.run_suite import run_suite
+    from clip_jax.eval.run_suite import Measures, run_suite
 
     console = Console(file=sys.stdout)
     say = suites.sayer(console)
@@ -47,8 +47,7 @@ def main(argv: list[str]) -> None:
             options.out,
             cache,
             say,
-            measures={"zero_shot": measure},
-            settings=f"the average {options.average}",
+            Measures(by_kind={"zero_shot": measure}, settings=f"the average {options.average}"),
         )
     if report.outcomes:
         console.print(_table(report))

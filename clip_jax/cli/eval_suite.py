@@ -58,13 +58,13 @@ def evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from clip_jax.cli.progress import EmbeddingBar
-    from clip_jax.eval.run_suite import run_suite
+    from clip_jax.eval.run_suite import STANDARD, run_suite
 
     console = Console(file=sys.stdout)
     say = suites.sayer(console)
-    out, name, measured = options.out or _out(options.model), options.model, {}
+    out, name, measures = options.out or _out(options.model), options.model, STANDARD
     if probing:
-        out, name, measured = _probe(options, out)
+        out, name, measures = _probe(options, out)
     model = suites.suite_model(options.model, options.batch)
     if probing and not (options.projected or model.projects):
         say(
@@ -74,19 +74,18 @@ def evaluate(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with EmbeddingBar(console) as progress:
         model = suites.showing(model, progress, say)
-        report = run_suite(keys, lambda key: find(key, say), model, out, cache, say, **measured)
+        report = run_suite(keys, lambda key: find(key, say), model, out, cache, say, measures)
     suites.finish(report, out, name, console, say)
 
 
-def _probe(
-    options: argparse.Namespace, out: pathlib.Path
-) -> tuple[pathlib.Path, str, dict[str, Any]]:
-    """Where results of the probe go, what they are of, and what makes `run_suite` measure it."""
+def _probe(options: argparse.Namespace, out: pathlib.Path) -> tuple[pathlib.Path, str, Any]:
+    """Where results of the probe go, what they are of, and the `Measures` of them."""
     import jax
     import numpy as np
     from jax.sharding import Mesh
 
     from clip_jax.eval.measure_probe import PROBES, folder_of
+    from clip_jax.eval.run_suite import Measures
 
     projected = bool(options.projected)
     name = folder_of(options.probe, projected=projected)
@@ -94,7 +93,7 @@ def _probe(
     measure = functools.partial(PROBES[options.probe], projected=projected, mesh=mesh)
     # No figure in print for the model itself is one of a probe of it.
     title = f"{options.model}, {name.replace('_', ' ')}"
-    return out / name, title, {"measures": {"zero_shot": measure}, "settings": name}
+    return out / name, title, Measures(by_kind={"zero_shot": measure}, settings=name)
 
 
 def _out(model: str) -> pathlib.Path:

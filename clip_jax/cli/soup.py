@@ -182,7 +182,7 @@ class _Measure:
         """
         from clip_jax.cli.progress import EmbeddingBar
         from clip_jax.eval.once import Embeddings
-        from clip_jax.eval.run_suite import MEASURES
+        from clip_jax.eval.run_suite import STANDARD
 
         figures = []
         with EmbeddingBar(self.console) as progress:
@@ -190,7 +190,7 @@ class _Measure:
             for one in self.opened:
                 part = one if split == "test" else one.train
                 embeddings = Embeddings(shown, self.cache, self.say)
-                found = MEASURES[one.task.kind](part, embeddings, self.say).main_figure
+                found = STANDARD.of(one)(part, embeddings, self.say).main_figure
                 if found is None:
                     raise ValueError(f"{one.task.key} has no main figure to compare models by")
                 figures.append(found)

@@ -185,7 +185,7 @@ def finder(
     """
     from clip_jax.eval.example_sets import open_folder
     from clip_jax.eval.fetch import fetch
-    from clip_jax.eval.folders import find, open_with_train, unlisted
+    from clip_jax.eval.folders import find, open_with_train
     from clip_jax.eval.tasks import TASKS
     from clip_jax.eval.tfds_set import PREFIX, open_tfds
 
@@ -195,14 +195,7 @@ def finder(
     if len(prepared) < len(keys) and options.root is None:
         raise ValueError("--suite needs --root DIR with the data sets, or --root hub")
     hub = options.root == "hub"
-    own, faults = {}, []
-    for key in [key for key in keys if key not in TASKS and key not in prepared]:
-        try:
-            own[key] = unlisted(key, None if hub else options.root)
-        except ValueError as fault:
-            faults.append(str(fault))
-    if faults:
-        raise ValueError("; ".join(faults))
+    own = _own([key for key in keys if key not in prepared], None if hub else options.root)
     datacomp = "datacomp" in options.suite.split(",") and not train  # It has no train splits.
     first = "datacomp" if datacomp else "benchmark"
     open_one = open_with_train if train else open_folder
@@ -225,6 +218,22 @@ def finder(
         return open_one(task, folder, warn)
 
     return opened
+
+
+def _own(keys: list[str], root: str | None) -> dict[str, Any]:
+    """Tasks of the folders that no suite names; raises ValueError for all that are none."""
+    from clip_jax.eval.folders import unlisted
+    from clip_jax.eval.tasks import TASKS
+
+    own, faults = {}, []
+    for key in [key for key in keys if key not in TASKS]:
+        try:
+            own[key] = unlisted(key, root)
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise ValueError("; ".join(faults))
+    return own
 
 
 def finish(

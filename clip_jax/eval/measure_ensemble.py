@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from clip_jax.eval import metrics
 from clip_jax.eval.classified import classified, labelled, report_classes
 from clip_jax.eval.ensemble import average
-from clip_jax.eval.once import Embeddings, Model
+from clip_jax.eval.once import Embeddings, Model, Pictures
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.zero_shot import classifier
@@ -30,6 +30,11 @@ class _Member:
     def logits(self, rows: slice) -> Float[np.ndarray, "m K"]:
         cosines = self.images[rows].astype(np.float64) @ self.weights.astype(np.float64).T
         return self.scale * cosines
+
+    def figures(self, labels: Int[np.ndarray, " n"]) -> dict[str, float]:
+        ranks = metrics.class_ranks(self.images, self.weights, labels)
+        recall = metrics.mean_per_class_recall(ranks, labels)
+        return {"acc1": metrics.hit_rate(ranks, 1), "mean_per_class_recall": recall}
 
 
 def ensemble(
@@ -52,19 +57,7 @@ def ensemble(
     Raises:
       ValueError: the models could not read the same pictures; as `measure_classes.zero_shot`.
     """
-    found, labels, parts = None, None, {}
-    for name, own in members.items():
-        pictures, labels = labelled(opened, own.pictures(opened.source, opened.pictures))
-        if found is not None and pictures.keys != found.keys:
-            odd = sorted(set(pictures.keys) ^ set(found.keys))
-            raise ValueError(
-                f"{opened.folder}: {len(odd)} pictures can be read by some of the models only; the "
-                f"first is {odd[0]!r}"
-            )
-        found = found or pictures
-        weights = classifier(own.texts, opened.classes, opened.templates)
-        parts[name] = _Member(images=pictures.images, weights=weights, scale=own.model.scale)
-    assert found is not None and labels is not None
+    found, labels, parts = _embed(opened, members)
     report_classes(opened, labels, warn)
 
     def score(rows: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -77,14 +70,32 @@ def ensemble(
         return np.log(np.maximum(shares, np.finfo(np.float64).tiny)), shares
 
     made = classified(opened, found, labels, score)
-    alone = {}
-    for name, member in parts.items():
-        ranks = metrics.class_ranks(member.images, member.weights, labels)
-        recall = metrics.mean_per_class_recall(ranks, labels)
-        alone[name] = {"acc1": metrics.hit_rate(ranks, 1), "mean_per_class_recall": recall}
+    alone = {name: member.figures(labels) for name, member in parts.items()}
     best = max(row["acc1"] for row in alone.values())
     figures = {**made.figures, "acc1_best_single": best, "acc1_gain": made.figures["acc1"] - best}
     return dataclasses.replace(made, figures=figures, tables={**made.tables, MODELS: alone})
+
+
+def _embed(
+    opened: Opened, members: Mapping[str, Embeddings]
+) -> tuple[Pictures, Int[np.ndarray, " n"], dict[str, _Member]]:
+    """The pictures as the first model sees them, their classes, and what each model sees."""
+    read = {
+        name: labelled(opened, own.pictures(opened.source, opened.pictures))
+        for name, own in members.items()
+    }
+    found, labels = next(iter(read.values()))
+    parts = {}
+    for name, (pictures, _) in read.items():
+        if odd := sorted(set(pictures.keys) ^ set(found.keys)):
+            raise ValueError(
+                f"{opened.folder}: {len(odd)} pictures can be read by some of the models only; the "
+                f"first is {odd[0]!r}"
+            )
+        own = members[name]
+        weights = classifier(own.texts, opened.classes, opened.templates)
+        parts[name] = _Member(images=pictures.images, weights=weights, scale=own.model.scale)
+    return found, labels, parts
 
 
 def joined(models: Mapping[str, Model]) -> Model:

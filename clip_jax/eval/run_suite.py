@@ -29,6 +29,30 @@ MEASURES: Mapping[str, Measure] = {
     "faces": faces,
 }
 """By the kind of task."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measures:
+    """How data sets are measured."""
+
+    by_kind: Mapping[str, Measure]
+    """Of task."""
+    settings: str = ""
+    """What else an outcome depends on."""
+
+    def of(self, opened: Opened) -> Measure:
+        """That of a data set; raises ValueError for a kind that has none."""
+        kind = opened.task.kind
+        if kind not in self.by_kind:
+            raise ValueError(
+                f"{opened.task.key} is a task of kind {kind!r}; this is measured only on those of "
+                f"kind {', '.join(self.by_kind)}"
+            )
+        return self.by_kind[kind]
+
+
+STANDARD = Measures(by_kind=MEASURES)
+"""As the suites measure."""
 RESULTS = "results"
 PROGRAM = "1"
 """Changed whenever a measure is: results of an earlier one are then computed anew."""
@@ -53,9 +77,7 @@ def run_suite(
     out: pathlib.Path,
     cache: Cache,
     say: Callable[[str], None],
-    *,
-    measures: Mapping[str, Measure] = MEASURES,
-    settings: str = "",
+    measures: Measures = STANDARD,
 ) -> SuiteReport:
     """Measure data sets one after the other; a data set that is done for this model is not redone.
 
@@ -65,8 +87,6 @@ def run_suite(
     Args:
       find: opens a data set by its key; what it raises is reported, and the suite goes on.
       say: told a line when a data set begins and ends, and of whatever was left out.
-      measures: by the kind of task.
-      settings: what else an outcome depends on.
 
     Raises:
       ValueError: the folder has results of another model.
@@ -82,12 +102,11 @@ def run_suite(
         place = f"{number}/{len(keys)}"
         try:
             opened = find(key)
-            measure = _measure(measures, opened)
-            identity = identity_of(opened, model, settings)
+            identity = identity_of(opened, model, measures.settings)
             found, how = _earlier(results, key, identity, say), "done before"
             if found is None:
                 say(f"{place} {opened.task.name}: {len(opened.source):,} pictures")
-                found, how = measure(opened, embeddings, say), "done"
+                found, how = measures.of(opened)(opened, embeddings, say), "done"
         except (ValueError, OSError, BadSampleError) as fault:
             failures[key] = str(fault)
             say(f"{place} {key}: left out: {fault}")
@@ -102,15 +121,6 @@ def run_suite(
     if done:
         write_figures(out / "eval.json", _flat([*written.values(), *done.values()], means))
     return SuiteReport(outcomes=done, failures=failures, aggregates=means)
-
-
-def _measure(measures: Mapping[str, Measure], opened: Opened) -> Measure:
-    if opened.task.kind not in measures:
-        raise ValueError(
-            f"{opened.task.key} is a task of kind {opened.task.kind!r}; this is measured only on "
-            f"those of kind {', '.join(measures)}"
-        )
-    return measures[opened.task.kind]
 
 
 def identity_of(opened: Opened, model: Model, settings: str = "") -> dict[str, str]:

@@ -185,8 +185,8 @@ def test_a_folder_that_no_suite_knows_is_measured_by_its_type(command, loaded, t
 def test_data_sets_come_from_the_hub(command, loaded, root, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def fetch(task, first):
-        asked.append((task.key, first))
+    def fetch(task, first, **more):
+        asked.append((task.key, first, *more.items()))
         if task.key == "mnist":
             return root / "wds_mnist"
         raise ConnectionError("the hub does not answer")
@@ -196,6 +196,9 @@ def test_data_sets_come_from_the_hub(command, loaded, root, tmp_path, monkeypatc
     assert command("model", "--suite", "mnist,cars", *args) == 3
     assert asked == [("mnist", "benchmark"), ("cars", "benchmark")]
     assert "  cars: the hub does not answer\n" in capsys.readouterr().out
+    asked.clear()
+    assert command("model", "--suite", "mnist", *args, "--probe", "knn") == 0
+    assert asked == [("mnist", "benchmark", ("train", True))]
     asked.clear()
     assert command("model", "--suite", "datacomp", *args, "--out", "other") == 3
     assert len(asked) == 40
@@ -219,6 +222,12 @@ def test_a_set_of_tensorflow_datasets_with_names_and_templates(command, loaded, 
     assert given.arrays["class_names"].tolist() == ["cat", "dog"]
     assert own.arrays["class_names"].tolist() == ["tabby cat", "dog"]
     assert own.arrays["labels"].tolist() == [0, 1, 0, 1, 0]
+    assert command("model", *args, "--probe", "knn", "--out", "own") == 3
+    assert "has no split 'train'" in capsys.readouterr().out
+    splits = ("--train-split", "validation")
+    assert command("model", *args, "--probe", "knn", *splits, "--out", "own") == 0
+    probed = outcome.load(tmp_path / "own" / "probe_knn" / "results", "tfds:pairs")
+    assert probed.arrays["labels"].tolist() == [0, 1, 0, 1, 0]
     (tmp_path / "templates.txt").write_text("a photo\n")
     assert command("model", *args, "--classes", "no.txt", "--out", "wrong") == 3
     assert "tfds:pairs: no file no.txt" in capsys.readouterr().out

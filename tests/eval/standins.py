@@ -19,7 +19,7 @@ from clip_jax.eval.embed import Embedder
 from clip_jax.eval.example_sets import open_folder
 from clip_jax.eval.folders import find, open_with_train
 from clip_jax.eval.once import Model
-from clip_jax.eval.run_suite import run_suite
+from clip_jax.eval.run_suite import STANDARD, Measures, run_suite
 from clip_jax.eval.tasks import TASKS
 from clip_jax.preprocess.recipe import Recipe
 
@@ -190,8 +190,8 @@ def run(
         open_one = open_with_train if train else open_folder
         return open_one(TASKS[key], find(TASKS[key], root), lines.append)
 
-    more = {} if measures is None else {"measures": measures, "settings": "own"}
-    return run_suite(keys, opened, model(counts, **changes), out, cache, lines.append, **more)
+    how = STANDARD if measures is None else Measures(by_kind=measures, settings="own")
+    return run_suite(keys, opened, model(counts, **changes), out, cache, lines.append, how)
 
 
 def one(root, key, tmp_path, **more):
