@@ -45,3 +45,13 @@ def require_indices(what: str, indices: Int[np.ndarray, " n"], count: int) -> No
             f"{bad.size} of {len(indices)} {what} are not in 0 to {count - 1}; "
             f"the first is {indices[bad[0]]} of row {bad[0]}"
         )
+
+
+def require_every(steps: int | None) -> None:
+    """Check the interval of an evaluation during training.
+
+    Raises:
+      ValueError: it is below 1.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"every_steps must be at least 1, got {steps}")

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.data.sample import BadSampleError, Dataset, Sample, Source
+from clip_jax.eval.checks import require_finite
 from clip_jax.sharding.processes import gather_json
 
 
@@ -21,12 +22,13 @@ class Embedded:
     """The usable samples of one split: embedded pictures and their words, without the pixels."""
 
     images: Float[np.ndarray, "n D"]
-    """Unit norm; row i belongs to entry i of the fields below."""
+    """Unit norm, but for features; row i belongs to entry i of the fields below."""
     indices: tuple[int, ...]
     """Positions in the source."""
     keys: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
     labels: tuple[int | None, ...]
+    numbers: tuple[tuple[int, ...], ...]
     skipped: tuple[str, ...]
     """One message for each sample left out."""
 
@@ -50,6 +52,10 @@ class Embedder:
     """One picture, encoded or decoded -> uint8 (S, S, 3), or a tuple of arrays of fixed shapes;
     it is called from several threads."""
     batch: int
+    feature_fn: Callable[[Any], Any] | None = None
+    """As `image_fn`, but before the projection to embeddings: what probes learn from."""
+    unit: bool = True
+    """Scale the embeddings of pictures to length 1."""
     rows: tuple[int, ...] | None = None
     """Rows of each batch that this process fills, where several embed together; all if None.
     The functions then take these rows, and give those of all processes to each."""
@@ -64,6 +70,17 @@ class Embedder:
         faults = [f"{n} {v}" for n in ("batch", "threads") if (v := getattr(self, n)) < 1]
         if faults:
             raise ValueError(f"an embedder needs at least 1: {', '.join(faults)}")
+
+    @property
+    def of_features(self) -> "Embedder":
+        """The same, but pictures become features before the projection, as long as they are.
+
+        Raises:
+          ValueError: this embedder knows no features.
+        """
+        if self.feature_fn is None:
+            raise ValueError("this model tells no features before the projection to embeddings")
+        return dataclasses.replace(self, image_fn=self.feature_fn, feature_fn=None, unit=False)
 
     def images(self, items: Iterable[Any]) -> Float[np.ndarray, "n D"]:
         """Unit-norm float32 embeddings of pictures, in their order.
@@ -86,7 +103,7 @@ class Embedder:
         blocks = (self.tokenizer(block) for block in _blocks(distinct, self.batch))
         if not distinct:
             return self._call(self.text_fn, self.tokenizer(["a"]))[:0]
-        rows = self._run(self.text_fn, blocks, "texts", len(distinct))
+        rows = unit(self._run(self.text_fn, blocks, "texts", len(distinct)), "texts")
         return rows[[distinct[text] for text in texts]]
 
     def source(
@@ -120,11 +137,12 @@ class Embedder:
         indices = sorted(kept)
         samples = [kept[index] for index in indices]
         return Embedded(
-            images=unit(rows[indices], "images"),
+            images=self._scaled(rows[indices]),
             indices=tuple(indices),
             keys=tuple(sample.key for sample in samples),
             texts=tuple(sample.texts for sample in samples),
             labels=tuple(sample.label for sample in samples),
+            numbers=tuple(sample.numbers for sample in samples),
             skipped=tuple(skipped[index] for index in sorted(skipped)),
         )
 
@@ -176,7 +194,7 @@ class Embedder:
         if first is None:
             return self._no_images()
         blocks = map(_stack, _blocks(itertools.chain([first], items), self.batch))
-        return self._run(self.image_fn, blocks, "images", total)
+        return self._scaled(self._run(self.image_fn, blocks, "images", total))
 
     def _embed_rows(self, load: Callable[[int], Any], count: int) -> np.ndarray:
         """Row i is the embedding of picture i, whichever process loads it, or anything."""
@@ -211,7 +229,13 @@ class Embedder:
             done += len(parts[-1])
             if self.progress is not None:
                 self.progress(what, done, total)
-        return unit(np.concatenate(parts), what)
+        return np.concatenate(parts)
+
+    def _scaled(self, rows: np.ndarray) -> np.ndarray:
+        if self.unit:
+            return unit(rows, "images")
+        require_finite("features", rows)
+        return rows
 
     def _call(self, function: Callable, block: Any) -> np.ndarray:
         count = len(jax.tree.leaves(block)[0])
@@ -233,12 +257,14 @@ def _of_all(
     kept: dict[int, Sample], skipped: dict[int, str]
 ) -> tuple[dict[int, Sample], dict[int, str]]:
     """What all processes together kept (but for the pictures) and skipped, by index."""
-    words = {index: (sample.key, sample.texts, sample.label) for index, sample in kept.items()}
+    words = {index: (s.key, s.texts, s.label, s.numbers) for index, s in kept.items()}
     everyone = gather_json([words, skipped])
     samples = {
-        int(index): Sample(key=key, image=b"", texts=tuple(texts), label=label)
+        int(index): Sample(
+            key=key, image=b"", texts=tuple(texts), label=label, numbers=tuple(numbers)
+        )
         for theirs, _ in everyone
-        for index, (key, texts, label) in theirs.items()
+        for index, (key, texts, label, numbers) in theirs.items()
     }
     faults = {int(index): why for _, theirs in everyone for index, why in theirs.items()}
     return samples, faults

@@ -18,7 +18,8 @@ class Encoders:
     """Compiled once per batch size, whatever the parameters are."""
 
     model: Any
-    """A Flax module with methods `encode_image` and `encode_text`, as `models.clip.CLIP`."""
+    """A Flax module with methods `encode_image`, `image_features` and `encode_text`, as
+    `models.clip.CLIP`."""
     recipe: RecipeConfig
     place: Callable[[Any], Any] = jax.device_put
     """Puts a host batch (an array, or a tuple of arrays) where the parameters expect it."""
@@ -27,11 +28,18 @@ class Encoders:
 
     @functools.cached_property
     def _image(self) -> Callable[[Any, Any], jax.Array]:
+        return self._of_images("encode_image")
+
+    @functools.cached_property
+    def _features(self) -> Callable[[Any, Any], jax.Array]:
+        return self._of_images("image_features")
+
+    def _of_images(self, method: str) -> Callable[[Any, Any], jax.Array]:
         def encode(params: Any, images: Any) -> jax.Array:
             images = normalize(images, self.recipe)
             if isinstance(images, tuple):
                 images = Patches(*images)
-            return self.model.apply({"params": params}, images, method="encode_image")
+            return self.model.apply({"params": params}, images, method=method)
 
         return jax.jit(encode, out_shardings=self.answer)
 
@@ -48,6 +56,7 @@ class Encoders:
         """An embedder of these parameters; `options` are further fields of `Embedder`."""
         return Embedder(
             image_fn=lambda images: self._image(params, self.place(images)),
+            feature_fn=lambda images: self._features(params, self.place(images)),
             text_fn=lambda tokens: self._text(params, self.place(tokens)),
             tokenizer=tokenizer,
             prepare=self.recipe,

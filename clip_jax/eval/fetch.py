@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from clip_jax.eval.folders import SPLIT, Layout
+from clip_jax.eval.folders import SPLIT, TRAIN, Layout
 from clip_jax.eval.tasks import Task
 
 _OWNERS = {"datacomp": "djghosh", "benchmark": "clip-benchmark"}
@@ -23,8 +23,11 @@ def repositories(task: Task, first: Layout) -> list[str]:
     return (names if first == "benchmark" else names[::-1]) + ([task.hub] if task.hub else [])
 
 
-def fetch(task: Task, first: Layout = "benchmark") -> pathlib.Path:
+def fetch(task: Task, first: Layout = "benchmark", *, train: bool = False) -> pathlib.Path:
     """A local folder with the test split; what the hub library's cache has is not fetched again.
+
+    Args:
+      train: fetch the train split, too, where there is one.
 
     Raises:
       FileNotFoundError: no repository has it, or none that its owner lets everyone read.
@@ -37,7 +40,7 @@ def fetch(task: Task, first: Layout = "benchmark") -> pathlib.Path:
     for name in names:
         revisions = (None, _CONVERTED) if name == task.hub else (None,)
         for revision in revisions:
-            folder, fault = _download(name, revision)
+            folder, fault = _download(name, revision, train)
             if folder is not None and any(
                 folder.rglob("*.parquet" if name == task.hub else "*.tar")
             ):
@@ -46,12 +49,12 @@ def fetch(task: Task, first: Layout = "benchmark") -> pathlib.Path:
     raise FileNotFoundError(f"{task.key}: {'; '.join(dict.fromkeys(faults))}")
 
 
-def _download(name: str, revision: str | None) -> tuple[pathlib.Path | None, str]:
+def _download(name: str, revision: str | None, train: bool) -> tuple[pathlib.Path | None, str]:
     """The folder; or None, and why there is none."""
     from huggingface_hub import constants, errors, snapshot_download
 
     where = f"{constants.ENDPOINT}/datasets/{name}"
-    patterns = [*_TARS, *_TABLES]
+    patterns = [*_TARS, *_TABLES, *([f"{TRAIN}/*"] if train else [])]
     ask: Any = snapshot_download
     try:
         found = ask(name, repo_type="dataset", revision=revision, allow_patterns=patterns)

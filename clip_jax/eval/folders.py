@@ -1,6 +1,7 @@
 """Data sets in the layouts of CLIP_benchmark and DataComp: tar files and lists of names."""
 
 import collections
+import dataclasses
 import difflib
 import os
 import pathlib
@@ -14,6 +15,7 @@ from clip_jax.eval.zero_shot import require_placeholders
 
 Layout = Literal["datacomp", "benchmark"]
 SPLIT = "test"
+TRAIN = "train"
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 TYPE = "dataset_type.txt"
@@ -116,6 +118,22 @@ def open_tars(
         classes=classes,
         templates=templates,
     )
+
+
+def open_with_train(task: Task, folder: pathlib.Path, warn: Callable[[str], None]) -> Opened:
+    """Both splits of a data set of tar files, `test` and, as its field `train`, `train`.
+
+    Raises:
+      FileNotFoundError: there is no such split; as `open_tars`.
+      ValueError: as `open_tars`.
+    """
+    if not (folder / TRAIN / "nshards.txt").is_file():
+        raise FileNotFoundError(
+            f"{task.key}: no {TRAIN}/nshards.txt in {folder}: a probe learns from that split, "
+            "which the folders of CLIP_benchmark have and those of DataComp lack"
+        )
+    train = open_tars(task, folder, warn, TRAIN)
+    return dataclasses.replace(open_tars(task, folder, warn), train=train)
 
 
 def read_lines(path: pathlib.Path) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 
 from clip_jax.eval.checks import require_indices
 from clip_jax.eval.classification import predict
+from clip_jax.eval.classified import columns_of, group_figures, require_columns
 from clip_jax.eval.fairness import equalized_odds_difference, max_skew, ndkl
 from clip_jax.eval.folders import OBJECTIVES, by_objective
-from clip_jax.eval.measure_classes import columns_of, group_figures, require_columns
 from clip_jax.eval.once import Embeddings, Pictures
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome

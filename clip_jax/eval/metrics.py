@@ -97,6 +97,19 @@ def class_ranks(
     return match_ranks(images, classifier, matches, tile=tile)
 
 
+def score_ranks(
+    scores: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """How many wrong classes score at least as high as the right one (0 is perfect).
+
+    Args:
+      scores: higher is better; closer than `TIE` is a tie.
+      labels: in 0 to K - 1.
+    """
+    own = scores[np.arange(len(labels)), labels].astype(np.float64)
+    return (scores >= (own - TIE)[:, None]).sum(axis=1) - 1
+
+
 def hit_rate(ranks: Int[np.ndarray, " n"], k: int) -> float:
     """Share of queries with a match among the first k: recall@k, or top-k accuracy; 0 to 1.
 

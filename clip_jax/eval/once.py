@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from clip_jax.data.sample import Sample, Source
+from clip_jax.data.sample import Source
 from clip_jax.eval.cache import Cache
-from clip_jax.eval.embed import Embedder
+from clip_jax.eval.embed import Embedded, Embedder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,22 +28,12 @@ class Model:
     """Hash of the recipe of pictures."""
     tokenizer: str
     """Hash of the tokenizer."""
+    projects: bool = True
+    """Whether the image tower's features differ from its embeddings by more than their length."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Pictures(Embedded):
     """The embedded pictures of a data set that could be read, and what lay beside each."""
-
-    images: Float[np.ndarray, "n D"]
-    """Unit norm; row i belongs to entry i of the fields below."""
-    indices: tuple[int, ...]
-    """Positions in the source."""
-    keys: tuple[str, ...]
-    texts: tuple[tuple[str, ...], ...]
-    labels: tuple[int | None, ...]
-    numbers: tuple[tuple[int, ...], ...]
-    skipped: tuple[str, ...]
-    """One message for each sample left out."""
 
     def without(self, check: Callable[["Pictures", int], str | None]) -> "Pictures":
         """The rows that are of use to a task; the others are told as skipped.
@@ -70,19 +60,22 @@ class Embeddings:
     cache: Cache
     warn: Callable[[str], None]
 
-    def pictures(self, source: Source, digest: str) -> Pictures:
+    def pictures(self, source: Source, digest: str, *, features: bool = False) -> Pictures:
         """All pictures of a source.
 
         Args:
           digest: a hash that changes with them.
+          features: those before the projection in place of embeddings.
 
         Raises:
           ValueError: no picture can be read; embeddings that are not finite.
         """
-        name = f"images-{_short(self.model.weights, self.model.preprocessing)}-{_short(digest)}"
+        marks = _short(self.model.weights, self.model.preprocessing), _short(digest)
+        name = "-".join(("features" if features else "images", *marks))
         found = self.cache.read(name)
         if found is None:
-            pictures = _embed(source, self.model.embedder)
+            embedder = self.model.embedder.of_features if features else self.model.embedder
+            pictures = _of(embedder.source(source))
             self._keep(name, _packed(pictures))
         else:
             pictures = _unpacked(found)
@@ -127,40 +120,15 @@ class Embeddings:
             self.warn(f"embeddings are not kept: {fault}")
 
 
-class _Noting:
-    """A source that remembers the numbers of each sample, by its position."""
-
-    def __init__(self, source: Source):
-        self._source = source
-        self.numbers: dict[int, tuple[int, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        sample = self._source[index]
-        self.numbers[index] = sample.numbers
-        return sample
-
-
 def brief(messages: Sequence[str], shown: int = 5) -> str:
     """How many samples were left out, and the first reasons."""
     more = f"; and {len(messages) - shown} more" if len(messages) > shown else ""
     return f"{len(messages)} left out: {'; '.join(messages[:shown])}{more}"
 
 
-def _embed(source: Source, embedder: Embedder) -> Pictures:
-    noting = _Noting(source)
-    found = embedder.source(noting)
-    return Pictures(
-        images=found.images,
-        indices=found.indices,
-        keys=found.keys,
-        texts=found.texts,
-        labels=found.labels,
-        numbers=tuple(noting.numbers[index] for index in found.indices),
-        skipped=found.skipped,
-    )
+def _of(found: Embedded) -> Pictures:
+    names = [field.name for field in dataclasses.fields(Pictures)]
+    return Pictures(**{name: getattr(found, name) for name in names})
 
 
 def _packed(pictures: Pictures) -> dict[str, np.ndarray]:

@@ -36,9 +36,13 @@ class Opened:
     templates: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
     """Of tasks that match pictures and texts in small sets."""
+    train: "Opened | None" = None
+    """The split that probes learn from, where they are asked for."""
 
     @property
     def digest(self) -> str:
         """A hash that changes with anything that the outcome depends on."""
         told = (self.task, self.pictures, self.classes, self.templates, self.examples)
+        if self.train is not None:
+            told = (*told, self.train.digest)
         return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest()

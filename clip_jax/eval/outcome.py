@@ -37,7 +37,8 @@ class Outcome:
     dataset: str
     """The readable name, e.g. `CIFAR-10`."""
     task: str
-    """`zero_shot`, `multilabel`, `retrieval`, `winogavil`, `winoground`, `sugarcrepe`, `faces`."""
+    """`zero_shot`, `multilabel`, `retrieval`, `winogavil`, `winoground`, `sugarcrepe`, `faces`;
+    of probes `linear_probe`, `few_shot`, `knn`."""
     main: str | None
     """The metric that stands for the data set; None: it does not count in averages."""
     figures: Mapping[str, float]

@@ -11,11 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from clip_jax.eval.checks import require_indices
 from clip_jax.eval.classification import accuracy
 from clip_jax.eval.logistic import Probe, Regression
 
 STRENGTHS = tuple(10.0 ** (step / 8 - 6) for step in range(97))
 """Of the penalty, 1e-6 to 1e6, eight a decade."""
+
+NEVER = -1e30
+"""Logit of a class that nothing was learned of; scores are finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ def linear_probe(
 
     Args:
       train, validation: of the same classes.
-      classes: how many; each has a sample in `train`.
+      classes: how many; one without a sample to learn from is never answered, as in scikit-learn.
       refit: train the result on the validation split too, as the paper does.
       mesh: divide the samples over its devices.
 
@@ -70,7 +74,7 @@ def linear_probe(
     Source: Radford et al. 2021, arXiv:2103.00020, appendix A.3.
     """
     rows = len(train) + (len(validation) if refit else 0)
-    regression = Regression(train.features, train.labels, classes, rows=rows, mesh=mesh)
+    regression = _Regression(train, classes, rows, mesh)
     fits: dict[int, Probe] = {}
 
     def measured(step: int) -> float:
@@ -79,12 +83,62 @@ def linear_probe(
 
     best, tried = binary_search(measured)
     if refit:
-        both = train + validation
-        regression = Regression(both.features, both.labels, classes, rows=rows, mesh=mesh)
-        probe = regression.solve(STRENGTHS[best])
+        probe = _Regression(train + validation, classes, rows, mesh).solve(STRENGTHS[best])
     else:
         probe = fits[best]
     return Swept(probe=probe, tried={STRENGTHS[step]: tried[step] for step in sorted(tried)})
+
+
+class _Regression:
+    """`logistic.Regression` over those classes that have a sample."""
+
+    def __init__(self, samples: Labelled, classes: int, rows: int, mesh: Mesh | None):
+        require_indices("labels", samples.labels, classes)
+        self._classes, self._seen = classes, np.unique(samples.labels)
+        labels = np.searchsorted(self._seen, samples.labels)
+        self._inner = Regression(samples.features, labels, len(self._seen), rows=rows, mesh=mesh)
+
+    def solve(self, strength: float) -> Probe:
+        found = self._inner.solve(strength)
+        weights = np.zeros((len(found.weights), self._classes))
+        bias = np.full(self._classes, NEVER)
+        weights[:, self._seen], bias[self._seen] = found.weights, found.bias
+        return dataclasses.replace(found, weights=weights, bias=bias)
+
+
+def plain_probe(
+    train: Labelled, classes: int, strength: float, *, mesh: Mesh | None = None
+) -> Probe:
+    """Logistic regression at one strength; arguments and errors as `linear_probe`."""
+    return _Regression(train, classes, 0, mesh).solve(strength)
+
+
+def hold_out(
+    labels: Int[np.ndarray, " n"], *, share: float = 0.2, seed: int = 0
+) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held"]]:
+    """Rows to learn from, and rows to validate on, both in ascending order.
+
+    Of each class that share is held, rounded down, but at least one of two samples or more, and
+    not the only one. A class's draw depends on no other class.
+
+    Args:
+      share: in (0, 1).
+
+    Raises:
+      ValueError: no class has two samples; a share out of range.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be above 0 and below 1, got {share}")
+    held = []
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        count = max(int(share * len(rows)), 1) if len(rows) > 1 else 0
+        drawn = np.random.default_rng([seed, int(c)]).choice(rows, count, replace=False)
+        held.append(drawn)
+    if not sum(map(len, held)):
+        raise ValueError("no class has two samples, so none can be held out for validation")
+    validation = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
 def binary_search(measure: Callable[[int], float]) -> tuple[int, dict[int, float]]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from clip_jax.data import DatasetConfig
 from clip_jax.data.sample import Dataset, Sample
 from clip_jax.eval import metrics
+from clip_jax.eval.checks import require_every
 from clip_jax.eval.embed import Embedded, Embedder
 
 
@@ -51,8 +52,7 @@ class Retrieval:
     def __post_init__(self):
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks must be one or more numbers from 1 on, got {self.ks}")
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1, got {self.every_steps}")
+        require_every(self.every_steps)
 
     def run(self, dataset: Dataset, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yield `image_to_text_recall@k` (0 to 1) and `image_to_text_median_rank` (from 1 on).

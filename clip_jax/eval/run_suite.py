@@ -18,7 +18,8 @@ from clip_jax.eval.outcome import Outcome, file_name
 from clip_jax.eval.suite import write_figures
 from clip_jax.eval.tasks import Aggregate, aggregates
 
-MEASURES: Mapping[str, Callable[[Opened, Embeddings, Callable[[str], None]], Outcome]] = {
+Measure = Callable[[Opened, Embeddings, Callable[[str], None]], Outcome]
+MEASURES: Mapping[str, Measure] = {
     "zero_shot": zero_shot,
     "multilabel": multilabel,
     "retrieval": measure_pairs.retrieval,
@@ -28,6 +29,30 @@ MEASURES: Mapping[str, Callable[[Opened, Embeddings, Callable[[str], None]], Out
     "faces": faces,
 }
 """By the kind of task."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measures:
+    """How data sets are measured."""
+
+    by_kind: Mapping[str, Measure]
+    """Of task."""
+    settings: str = ""
+    """What else an outcome depends on."""
+
+    def of(self, opened: Opened) -> Measure:
+        """That of a data set; raises ValueError for a kind that has none."""
+        kind = opened.task.kind
+        if kind not in self.by_kind:
+            raise ValueError(
+                f"{opened.task.key} is a task of kind {kind!r}; this is measured only on those of "
+                f"kind {', '.join(self.by_kind)}"
+            )
+        return self.by_kind[kind]
+
+
+STANDARD = Measures(by_kind=MEASURES)
+"""As the suites measure."""
 RESULTS = "results"
 PROGRAM = "1"
 """Changed whenever a measure is: results of an earlier one are then computed anew."""
@@ -52,6 +77,7 @@ def run_suite(
     out: pathlib.Path,
     cache: Cache,
     say: Callable[[str], None],
+    measures: Measures = STANDARD,
 ) -> SuiteReport:
     """Measure data sets one after the other; a data set that is done for this model is not redone.
 
@@ -76,11 +102,11 @@ def run_suite(
         place = f"{number}/{len(keys)}"
         try:
             opened = find(key)
-            identity = identity_of(opened, model)
+            identity = identity_of(opened, model, measures.settings)
             found, how = _earlier(results, key, identity, say), "done before"
             if found is None:
                 say(f"{place} {opened.task.name}: {len(opened.source):,} pictures")
-                found, how = MEASURES[opened.task.kind](opened, embeddings, say), "done"
+                found, how = measures.of(opened)(opened, embeddings, say), "done"
         except (ValueError, OSError, BadSampleError) as fault:
             failures[key] = str(fault)
             say(f"{place} {key}: left out: {fault}")
@@ -97,12 +123,13 @@ def run_suite(
     return SuiteReport(outcomes=done, failures=failures, aggregates=means)
 
 
-def identity_of(opened: Opened, model: Model) -> dict[str, str]:
+def identity_of(opened: Opened, model: Model, settings: str = "") -> dict[str, str]:
     """What an outcome depends on."""
     return {
         "program": PROGRAM,
         **{name: getattr(model, name) for name in _OF_MODEL},
         "data": opened.digest,
+        **({"settings": settings} if settings else {}),
     }
 
 

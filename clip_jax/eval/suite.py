@@ -9,15 +9,17 @@ from typing import ClassVar, Protocol, runtime_checkable
 from clip_jax.config import write_json
 from clip_jax.data.sample import Dataset
 from clip_jax.eval.embed import Embedder
+from clip_jax.eval.groups import ByGroups
+from clip_jax.eval.learned import LinearProbe, NearestNeighbours
 from clip_jax.eval.retrieval import Retrieval
 from clip_jax.eval.zero_shot import ZeroShot
 
-EvalConfig = ZeroShot | Retrieval
+EvalConfig = ZeroShot | Retrieval | LinearProbe | NearestNeighbours | ByGroups
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """A frozen config that can measure a model: `ZeroShot`, `Retrieval`."""
+    """A frozen config that can measure a model: a member of `EvalConfig`."""
 
     task: ClassVar[str]
 
@@ -27,6 +29,13 @@ class Evaluator(Protocol):
     def run(self, dataset: Dataset, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yield (metric, value), the metric's name without any prefix."""
         ...
+
+
+def splits_of(evaluation: EvalConfig) -> tuple[str, ...]:
+    """The splits that an evaluation reads, the one that it is measured on first."""
+    if isinstance(evaluation, LinearProbe | NearestNeighbours):
+        return evaluation.split, evaluation.learn_from
+    return (evaluation.split,)
 
 
 def run_evals(

@@ -1,5 +1,6 @@
 """Classification on a data set of tensorflow-datasets, with class names and templates given."""
 
+import dataclasses
 import hashlib
 import pathlib
 
@@ -19,6 +20,7 @@ def open_tfds(
     classes: str | None,
     templates: str,
     split: str,
+    train: str | None = None,
 ) -> Opened:
     """A prepared data set with the features `image` and `label`.
 
@@ -28,6 +30,7 @@ def open_tfds(
       classes: file with a class name a line; None: the data set's own names.
       templates: file with a template a line.
       split: what tensorflow-datasets shall read: `test`, `validation[:50%]`.
+      train: the same, for what probes learn from; None: nothing.
 
     Raises:
       FileNotFoundError, ValueError: it is not prepared, or lacks the split or a feature; files
@@ -47,7 +50,7 @@ def open_tfds(
     names = config.class_names(split) if classes is None else read_lines(pathlib.Path(classes))
     # A version's records never change.
     told = repr((source.name, len(source), root))
-    return Opened(
+    opened = Opened(
         task=Task(key=key, name=name),
         folder=pathlib.Path(root or name),
         source=source,
@@ -55,3 +58,7 @@ def open_tfds(
         classes=names,
         templates=prompts,
     )
+    if train is None:
+        return opened
+    learned = open_tfds(key, root=root, classes=classes, templates=templates, split=train)
+    return dataclasses.replace(opened, train=learned)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from clip_jax.data import DatasetConfig
 from clip_jax.data.sample import Dataset, Sample
 from clip_jax.eval import metrics
+from clip_jax.eval.checks import require_every
 from clip_jax.eval.embed import Embedded, Embedder, unit
 
 
@@ -32,8 +33,7 @@ class ZeroShot:
 
     def __post_init__(self):
         require_placeholders(self.templates)
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1, got {self.every_steps}")
+        require_every(self.every_steps)
 
     def run(self, dataset: Dataset, embedder: Embedder) -> Iterator[tuple[str, float]]:
         """Yield acc1, acc5 (from 5 classes on), mean_per_class_recall, each in 0 to 1.

@@ -46,6 +46,14 @@ class ClipConfig:
                     f"but embed_dim is {self.embed_dim}"
                 )
 
+    @property
+    def projects_images(self) -> bool:
+        """Whether a matrix of its own stands between the image tower's vector and the embedding.
+
+        In a ResNet that matrix is part of the attention pooling, in SigLIP there is none.
+        """
+        return isinstance(self.image, ViTConfig) and self.image.project
+
 
 class Output(NamedTuple):
     """What a contrastive loss needs to know of one batch."""
@@ -111,6 +119,20 @@ class CLIP(nn.Module):
         if isinstance(images, Patches):
             raise ValueError("a ResNet tower takes images, not Patches")
         return unit_norm(self.image(images))
+
+    def image_features(
+        self, images: Float[Array, "B height width 3"] | Patches
+    ) -> Float[Array, "B W"]:
+        """Float32 vectors of the image tower before its projection to embeddings, of any length.
+
+        A tower that has none (`ClipConfig.projects_images`) gives its embeddings, not scaled.
+
+        Raises:
+          ValueError: as `encode_image`.
+        """
+        if not isinstance(self.cfg.image, ResNetConfig):
+            return self.image(images, project=False).astype(jnp.float32)
+        return self.image(images).astype(jnp.float32)
 
     def encode_text(
         self, tokens: Int[Array, "B L"] | PackedTokens, rows: Int[Array, "B"] | None = None

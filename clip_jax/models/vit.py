@@ -130,10 +130,11 @@ class ViT(nn.Module):
         self,
         images: Float[Array, "B height width 3"] | Patches,
         rows: Int[Array, "B"] | None = None,
+        project: bool = True,
     ) -> Float[Array, "B D"]:
         """`images` are normalised by the mean and standard deviation of the recipe.
 
-        `rows` are as in `CLIP.__call__`.
+        `rows` are as in `CLIP.__call__`. Without `project` the last matrix is left out.
 
         Raises:
           ValueError: images, or patches, are not of the configured size; or they are `Patches`
@@ -149,7 +150,7 @@ class ViT(nn.Module):
         if cfg.pre_norm:
             x = layer_norm(cfg.stack.norm_eps, self.dtype, "norm_pre")(x)
         pooled = self._pooled(x, mask, rows)
-        if not cfg.project:
+        if not (cfg.project and project):
             return pooled
         init = nn.initializers.normal(width**-0.5)
         head = Dense(self.embed_dim, self.dtype, use_bias=False, kernel_init=init, name="head")

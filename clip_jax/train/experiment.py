@@ -21,7 +21,7 @@ from clip_jax.data.pipeline import train_batches
 from clip_jax.data.position import join
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
-from clip_jax.eval.suite import run_evals, write_figures
+from clip_jax.eval.suite import run_evals, splits_of, write_figures
 from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
@@ -86,8 +86,9 @@ def train(config: TrainConfig, console: Console, profile: Profile | None = None)
     embeddings = _embeddings(config)
     sources = {"data": source}
     for name, evaluation in config.evals.items():  # A missing split shows now, not in an hour.
-        opened = (evaluation.data or config.data).open(evaluation.split)
-        sources[f"data of evals.{name}"] = opened
+        for split in splits_of(evaluation):
+            opened = (evaluation.data or config.data).open(split)
+            sources[f"data of evals.{name}, split {split}"] = opened
     agree(fingerprints(to_data(config), sources, local=LOCAL))
     if is_first():
         # Of a run with a last stage, `steps` says where that begins.

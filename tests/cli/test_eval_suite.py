@@ -12,7 +12,7 @@ import pytest
 from clip_jax.api import Clip
 from clip_jax.cli import eval as eval_command
 from clip_jax.eval import outcome
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, init_params
 from clip_jax.preprocess.recipe import Recipe
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -59,6 +59,7 @@ def loaded(tiny, tiny_params, monkeypatch):
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
     sets.wds(root / "wds_mnist", sets.labelled(21, 5), classes=CLASSES)
+    sets.wds(root / "wds_mnist", sets.labelled(40, 5, seed=1), classes=CLASSES, split="train")
     samples = [{"png": sets.picture(i), "txt": f"a {i}\nb {i}"} for i in range(11)]
     sets.wds(root / "flickr8k", samples, kind="retrieval")
     return root
@@ -140,6 +141,11 @@ def test_what_is_missing_is_said_at_the_end_with_a_status_of_its_own(
         (["--suite", "mnist", "--root", "R", "--evals", "x"], "--evals cannot be given with --su"),
         (["--suite", "mnist", "--root", "R", "--data.root", "x"], "--data.root cannot be given wi"),
         (["--root", "R", "--cache-gb", "1"], "--root, --cache-gb cannot be given without --suite"),
+        (["--probe", "knn"], "--probe cannot be given without --suite"),
+        (
+            ["--suite", "mnist", "--root", "R", "--projected"],
+            "--projected and --train-split go with --probe",
+        ),
         (["--suite", "mnist"], "--suite needs --root DIR with the data sets, or --root hub"),
         (["--suite", "mnist,", "--root", "R"], "--suite 'mnist,': an empty name; suites are data"),
         (["--suite", "tfds:a"], "tfds:a needs --templates FILE (and may have --classes FILE)"),
@@ -179,8 +185,8 @@ def test_a_folder_that_no_suite_knows_is_measured_by_its_type(command, loaded, t
 def test_data_sets_come_from_the_hub(command, loaded, root, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def fetch(task, first):
-        asked.append((task.key, first))
+    def fetch(task, first, **more):
+        asked.append((task.key, first, *more.items()))
         if task.key == "mnist":
             return root / "wds_mnist"
         raise ConnectionError("the hub does not answer")
@@ -190,6 +196,9 @@ def test_data_sets_come_from_the_hub(command, loaded, root, tmp_path, monkeypatc
     assert command("model", "--suite", "mnist,cars", *args) == 3
     assert asked == [("mnist", "benchmark"), ("cars", "benchmark")]
     assert "  cars: the hub does not answer\n" in capsys.readouterr().out
+    asked.clear()
+    assert command("model", "--suite", "mnist", *args, "--probe", "knn") == 0
+    assert asked == [("mnist", "benchmark", ("train", True))]
     asked.clear()
     assert command("model", "--suite", "datacomp", *args, "--out", "other") == 3
     assert len(asked) == 40
@@ -213,6 +222,12 @@ def test_a_set_of_tensorflow_datasets_with_names_and_templates(command, loaded, 
     assert given.arrays["class_names"].tolist() == ["cat", "dog"]
     assert own.arrays["class_names"].tolist() == ["tabby cat", "dog"]
     assert own.arrays["labels"].tolist() == [0, 1, 0, 1, 0]
+    assert command("model", *args, "--probe", "knn", "--out", "own") == 3
+    assert "has no split 'train'" in capsys.readouterr().out
+    splits = ("--train-split", "validation")
+    assert command("model", *args, "--probe", "knn", *splits, "--out", "own") == 0
+    probed = outcome.load(tmp_path / "own" / "probe_knn" / "results", "tfds:pairs")
+    assert probed.arrays["labels"].tolist() == [0, 1, 0, 1, 0]
     (tmp_path / "templates.txt").write_text("a photo\n")
     assert command("model", *args, "--classes", "no.txt", "--out", "wrong") == 3
     assert "tfds:pairs: no file no.txt" in capsys.readouterr().out
@@ -237,6 +252,77 @@ def test_figures_of_a_run_lie_in_its_folder_by_step(
             (tmp_path / "run" / "checkpoints" / str(step) / name).mkdir(parents=True)
     assert command(given, "--suite", "mnist", "--root", root, "--batch", 8) == 0
     assert (tmp_path / out / "eval.json").is_file()
+
+
+@pytest.mark.parametrize("flags", [["knn"], ["knn", "--projected"]])
+def test_a_probe_has_a_folder_of_its_own_and_the_same_figures_on_any_devices(
+    command, loaded, root, tmp_path, monkeypatch, capsys, flags
+):
+    args = ("model", "--suite", "mnist", "--root", root, "--probe", *flags)
+    assert command(*args, "--batch", 16) == 0
+    shown = capsys.readouterr().out
+    assert "no projection" not in shown and "21 of 10,000" in shown
+    out = tmp_path / "suites" / "model" / "_".join(["probe", *flags]).replace("--", "")
+    eight = json.loads((out / "eval.json").read_text())
+    assert 0 <= eight["knn/mnist/acc1"] <= 1
+    assert command(*args, "--batch", 16) == 0
+    assert "(done before)" in capsys.readouterr().out
+    assert command("model", "--suite", "mnist", "--root", root, "--batch", 16) == 0
+    assert json.loads((out / "eval.json").read_text()) == eight
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert command(*args, "--batch", 5, "--out", "one", "--cache-gb", 0) == 0
+    one = json.loads((tmp_path / "one" / out.name / "eval.json").read_text())
+    assert one == pytest.approx(eight, abs=1e-6)
+
+
+def test_of_a_suite_a_probe_takes_what_has_a_label_and_no_folder_of_datacomp(
+    command, loaded, root, tmp_path, capsys
+):
+    own = tmp_path / "root"
+    own.mkdir()
+    (own / "wds_mnist").symlink_to(root / "wds_mnist")
+    sets.wds(own / "wds_mnist_test", sets.labelled(4, 5), classes=CLASSES)
+    (own / "wds_stl10_test").symlink_to(own / "wds_mnist_test")
+    args = ("model", "--root", own, "--probe", "knn", "--batch", 8)
+    assert command(*args, "--suite", "datacomp") == 3
+    shown = capsys.readouterr().out
+    figures = tmp_path / "suites" / "model" / "probe_knn" / "eval.json"
+    assert set(json.loads(figures.read_text())) >= {"knn/mnist/acc1"}
+    assert "MNIST: 21 pictures" in shown  # Not the four.
+    left = shown[shown.index("are left out:") :]
+    assert f"stl10: stl10: no train/nshards.txt in {own / 'wds_stl10_test'}: a probe le" in left
+    assert "winogavil" not in shown and "fairface" not in shown
+    for suite, message in (
+        ("mnist,flickr8k", "no data set for a probe: flickr8k (a sample has no one label)"),
+        ("retrieval", "--suite retrieval holds no data set for a probe"),
+    ):
+        assert command(*args, "--suite", suite) == 1
+        assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_tower_without_a_projection_is_told(
+    command, loaded, root, monkeypatch, tiny, variant, capsys
+):
+    width = tiny.image.stack.width
+    plain = variant(tiny, **{"embed_dim": width, "image.project": False})
+    shapes = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: np.float32(rng.normal(0, 0.3, s.shape)), shapes)
+
+    def load(path, *, batch, sharding):
+        return Clip(
+            model=CLIP(plain),
+            params=jax.device_put(params, sharding),
+            tokenizer=Hashes(),
+            preprocess=Recipe(size=8),
+            batch=batch,
+        )
+
+    monkeypatch.setattr("clip_jax.api.load", load)
+    assert command("m", "--suite", "mnist", "--root", root, "--probe", "knn", "--batch", 16) == 0
+    assert "the image tower has no projection of its own: its features are" in (
+        capsys.readouterr().out
+    )
 
 
 def test_the_help_names_suites_and_statuses(capsys):

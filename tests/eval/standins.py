@@ -17,14 +17,15 @@ from PIL import Image
 from clip_jax.eval.cache import Cache
 from clip_jax.eval.embed import Embedder
 from clip_jax.eval.example_sets import open_folder
-from clip_jax.eval.folders import find
+from clip_jax.eval.folders import find, open_with_train
 from clip_jax.eval.once import Model
-from clip_jax.eval.run_suite import run_suite
+from clip_jax.eval.run_suite import STANDARD, Measures, run_suite
 from clip_jax.eval.tasks import TASKS
 from clip_jax.preprocess.recipe import Recipe
 
 SIZE, WIDTH, TOKENS = 4, 6, 5
 LOOK = np.random.default_rng(1).normal(size=(SIZE * SIZE * 3, WIDTH)).astype(np.float32)
+FEEL = np.random.default_rng(3).normal(size=(SIZE * SIZE * 3, WIDTH + 2)).astype(np.float32)
 READ = np.random.default_rng(2).normal(size=(TOKENS, WIDTH)).astype(np.float32)
 CLASSES = ("cat", "dog", "cow", "hen", "owl", "yak")
 KEYS = ("mnist", "stl10", "flickr8k")
@@ -54,7 +55,9 @@ def tar(path, members):
             file.addfile(info, io.BytesIO(content))
 
 
-def wds(folder, samples, *, classes=None, templates=("a {c}.", "{c}"), kind=None, shards=2):
+def wds(
+    folder, samples, *, classes=None, templates=("a {c}.", "{c}"), kind=None, shards=2, split="test"
+):
     """A folder of CLIP_benchmark; samples are dicts from suffix to bytes or text, with a `png`."""
     parts = np.array_split(np.arange(len(samples)), shards)
     for shard, rows in enumerate(parts):
@@ -63,8 +66,8 @@ def wds(folder, samples, *, classes=None, templates=("a {c}.", "{c}"), kind=None
             for row in rows
             for suffix, content in samples[row].items()
         ]
-        tar(folder / "test" / f"{shard}.tar", members)
-    (folder / "test" / "nshards.txt").write_text(f"{shards}\n")
+        tar(folder / split / f"{shard}.tar", members)
+    (folder / split / "nshards.txt").write_text(f"{shards}\n")
     if classes is not None:
         (folder / "classnames.txt").write_text("\n".join(classes) + "\n")
         lines = "\n".join(templates)
@@ -116,6 +119,11 @@ def look(images):
     return (np.asarray(images).reshape(len(images), -1) / 255 - 0.5).astype(np.float32) @ LOOK
 
 
+def feel(images):
+    """Features before a projection; of other lengths."""
+    return (np.asarray(images).reshape(len(images), -1) / 255 - 0.5).astype(np.float32) @ FEEL
+
+
 def read(tokens):
     return np.sin(np.asarray(tokens) @ READ)
 
@@ -157,6 +165,7 @@ def model(counts=None, batch=4, **changes):
 
     embedder = Embedder(
         image_fn=counting("images", look),
+        feature_fn=counting("features", feel),
         text_fn=counting("texts", read),
         tokenizer=tokenize,
         prepare=Recipe(size=SIZE),
@@ -167,15 +176,22 @@ def model(counts=None, batch=4, **changes):
     return Model(embedder=embedder, **fields | changes)
 
 
-def run(root, keys, out, *, counts=None, cache=None, said=None, **changes):
-    """A suite below `root`; the cache is beside `out` and large, unless given."""
+def run(
+    root, keys, out, *, counts=None, cache=None, said=None, measures=None, train=False, **changes
+):
+    """A suite below `root`; the cache is beside `out` and large, unless given.
+
+    With `train`, as probes need it, data sets have that split.
+    """
     lines = [] if said is None else said
     cache = cache or Cache(folder=out.parent / "cache", limit=10**9)
 
     def opened(key):
-        return open_folder(TASKS[key], find(TASKS[key], root), lines.append)
+        open_one = open_with_train if train else open_folder
+        return open_one(TASKS[key], find(TASKS[key], root), lines.append)
 
-    return run_suite(keys, opened, model(counts, **changes), out, cache, lines.append)
+    how = STANDARD if measures is None else Measures(by_kind=measures, settings="own")
+    return run_suite(keys, opened, model(counts, **changes), out, cache, lines.append, how)
 
 
 def one(root, key, tmp_path, **more):

@@ -348,12 +348,13 @@ def hub(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub import errors
 
-    state = types.SimpleNamespace(there={}, asked=[], down=False)
+    state = types.SimpleNamespace(there={}, asked=[], patterns=[], down=False)
 
     def download(name, *, repo_type, revision, allow_patterns):
         assert repo_type == "dataset"
         assert "test/*" in allow_patterns
         state.asked.append((name, revision))
+        state.patterns.append(allow_patterns)
         if state.down:
             raise errors.LocalEntryNotFoundError("no connection")
         if name not in state.there:
@@ -370,6 +371,10 @@ def test_the_hub_is_asked_under_both_names_in_the_order_of_the_suite(hub, tmp_pa
     hub.there["djghosh/wds_cifar10_test"] = folder
     assert fetch.fetch(TASKS["cifar10"], "benchmark") == folder
     assert fetch.fetch(TASKS["cifar10"], "datacomp") == folder
+    assert "train/*" not in hub.patterns[-1]
+    assert fetch.fetch(TASKS["cifar10"], "datacomp", train=True) == folder
+    assert "train/*" in hub.patterns.pop()
+    hub.asked.pop()
     names = [name for name, _ in hub.asked]
     assert names == ["clip-benchmark/wds_vtab-cifar10", *["djghosh/wds_cifar10_test"] * 2]
 

@@ -243,3 +243,25 @@ def dict_to_stack(**fields):
 def test_configs_are_plain_values(tiny):
     assert isinstance(hash(tiny), int)
     assert tiny == ClipConfig(image=tiny.image, text=tiny.text, embed_dim=8)
+
+
+@pytest.mark.parametrize("project", [True, False])
+def test_features_times_the_projection_are_the_embeddings(
+    tiny, tiny_params, variant, batch, project
+):
+    width = tiny.image.stack.width
+    cfg = tiny if project else variant(tiny, **{"embed_dim": width, "image.project": False})
+    assert cfg.projects_images == project
+    params = tiny_params
+    if not project:
+        image = {name: leaf for name, leaf in params["image"].items() if name != "head"}
+        params = {**params, "image": image}
+    features = apply(cfg, params, batch[0], method="image_features")
+    assert features.shape == (len(batch[0]), width)
+    # What the last layer norm gives, not scaled to 1.
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), width**0.5, rtol=1e-3)
+    head = np.asarray(params["image"]["head"]["kernel"]) if project else np.eye(width)
+    made = np.asarray(features) @ head
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    image = apply(cfg, params, batch[0], method="encode_image")
+    np.testing.assert_allclose(made, image, atol=1e-5)

@@ -179,6 +179,14 @@ def test_a_clip_with_a_resnet_gives_unit_embeddings_and_bfloat16_comes_near(
     np.testing.assert_allclose(found, full, atol=0.05)
 
 
+def test_features_are_embeddings_of_any_length(clip, params, encode, images):
+    assert not clip.projects_images
+    call = jax.jit(
+        lambda p: CLIP(clip).apply({"params": p}, images, method="image_features"),
+    )
+    np.testing.assert_allclose(call(params), encode(params["image"], images), atol=1e-5)
+
+
 def test_what_does_not_fit_is_named(clip, params):
     model, params = CLIP(clip), {"params": params}
     with pytest.raises(ValueError, match=r"images are \(64, 64\), the tower takes 32"):
