@@ -10,7 +10,8 @@ from typing import Any
 
 CACHE = "~/.cache/clip_jax/embeddings"
 CACHE_GB = 10.0
-BATCH = 64
+BATCH = {"cpu": 16}
+"""Pictures, or texts, a call, by kind of device; on others 64. On CPU, fewer stay in its caches."""
 LEFT_OUT = 3
 """Exit status where all that could be measured was, but some data sets could not."""
 EPILOG = """\
@@ -112,7 +113,8 @@ def suite_model(path: str, batch: int | None) -> Any:
     """A model from anywhere, its parameters on every local device, batches divided among them.
 
     Args:
-      batch: images, or texts, per call; None: 64, or a few more where the devices want that.
+      batch: images, or texts, per call; None: see `BATCH`, or a few more where the devices want
+        that.
 
     Raises:
       ValueError: a batch that the devices do not divide; what `clip_jax.load` raises.
@@ -128,7 +130,8 @@ def suite_model(path: str, batch: int | None) -> Any:
 
     devices = jax.local_devices()
     if batch is None:
-        batch = -(-BATCH // len(devices)) * len(devices)
+        batch = BATCH.get(devices[0].platform, 64)
+        batch = -(-batch // len(devices)) * len(devices)
     if batch < 1 or batch % len(devices):
         raise ValueError(f"--batch {batch} is no multiple of the {len(devices)} devices")
     mesh = Mesh(np.array(devices), ("data",))
