@@ -70,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
         help="a run folder (its newest checkpoint), one checkpoints/STEP; with --suite "
         "anything that clip_jax.load takes",
     )
-    made.add_argument("--batch", type=int, help="images, or texts, per call (the run's, or 64)")
+    made.add_argument(
+        "--batch",
+        type=int,
+        help="images, or texts, per call (the run's; with --suite 64, or 16 on CPU)",
+    )
     made.add_argument(
         "--out",
         type=pathlib.Path,

@@ -9,7 +9,8 @@ from typing import Any
 
 CACHE = "~/.cache/clip_jax/embeddings"
 CACHE_GB = 10.0
-BATCH = 64
+BATCH = {"cpu": 16}
+"""Pictures, or texts, a call, by kind of device; on others 64. On CPU, fewer stay in its caches."""
 LEFT_OUT = 3
 """Exit status where all that could be measured was, but some data sets could not."""
 
@@ -79,7 +80,8 @@ def devices_for(batch: int | None) -> Devices:
     """All local devices.
 
     Args:
-      batch: images, or texts, per call; None: 64, or a few more where the devices want that.
+      batch: images, or texts, per call; None: see `BATCH`, or a few more where the devices
+        want that.
 
     Raises:
       ValueError: a batch that the devices do not divide.
@@ -90,7 +92,8 @@ def devices_for(batch: int | None) -> Devices:
 
     devices = jax.local_devices()
     if batch is None:
-        batch = -(-BATCH // len(devices)) * len(devices)
+        batch = BATCH.get(devices[0].platform, 64)
+        batch = -(-batch // len(devices)) * len(devices)
     if batch < 1 or batch % len(devices):
         raise ValueError(f"--batch {batch} is no multiple of the {len(devices)} devices")
     mesh = Mesh(np.array(devices), ("data",))

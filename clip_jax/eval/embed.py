@@ -99,7 +99,9 @@ class Embedder:
         Raises:
           ValueError: an embedding is NaN, infinite or zero; what the tokenizer raises.
         """
-        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        # Short ones together: a batch is computed for as many tokens as its longest text has.
+        ordered = sorted(dict.fromkeys(texts), key=len)
+        distinct = {text: row for row, text in enumerate(ordered)}
         blocks = (self.tokenizer(block) for block in _blocks(distinct, self.batch))
         if not distinct:
             return self._call(self.text_fn, self.tokenizer(["a"]))[:0]

@@ -6,11 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from clip_jax.eval.embed import Embedder
+from clip_jax.models.text import PackedTokens
 from clip_jax.models.vit import Patches
 from clip_jax.preprocess.recipe import RecipeConfig, normalize
+
+SHORT = (16, 32)
+"""Tokens that most prompts, and most captions, have room in; few, as each is compiled once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Encoders:
     @functools.cached_property
     def _text(self) -> Callable[[Any, Any], jax.Array]:
         def encode(params: Any, tokens: Any) -> jax.Array:
+            if tokens.shape[1] < self.model.cfg.text.context_length:
+                tokens = _one_a_row(tokens)
             return self.model.apply({"params": params}, tokens, method="encode_text")
 
         return jax.jit(encode, out_shardings=self.answer)
@@ -53,13 +61,33 @@ class Encoders:
     def bind(
         self, params: Any, tokenizer: Callable[[list[str]], np.ndarray], batch: int, **options: Any
     ) -> Embedder:
-        """An embedder of these parameters; `options` are further fields of `Embedder`."""
+        """An embedder of these parameters; `options` are further fields of `Embedder`.
+
+        Where padding after the end changes nothing, texts are computed without most of it.
+        """
         return Embedder(
             image_fn=lambda images: self._image(params, self.place(images)),
             feature_fn=lambda images: self._features(params, self.place(images)),
             text_fn=lambda tokens: self._text(params, self.place(tokens)),
-            tokenizer=tokenizer,
+            # Here, and not in `text_fn`, which may see only the rows of one process.
+            tokenizer=lambda texts: self._shortened(tokenizer(texts)),
             prepare=self.recipe,
             batch=batch,
             **options,
         )
+
+    def _shortened(self, tokens: Int[np.ndarray, "n L"]) -> Int[np.ndarray, "n S"]:
+        """The first of `SHORT` tokens that hold all of these texts, or all, as the tower needs."""
+        text = self.model.cfg.text
+        if not text.causal or text.pool != "eot" or text.eot_id is not None:
+            return tokens
+        needed = tokens.argmax(axis=1).max() + 1
+        return tokens[:, : min((n for n in SHORT if n >= needed), default=tokens.shape[1])]
+
+
+def _one_a_row(tokens: Int[Array, "B S"]) -> PackedTokens:
+    """Texts shorter than the context, as a causal tower takes them."""
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    ends = jnp.argmax(tokens, axis=1)
+    parts = (tokens, places, jnp.ones_like(tokens), ends)
+    return PackedTokens._make(part[:, None] for part in parts)

@@ -80,7 +80,8 @@ class Embeddings:
         else:
             pictures = _unpacked(found)
         if not pictures.keys:
-            raise ValueError(f"no usable sample; {brief(pictures.skipped)}")
+            why = f"; {brief(pictures.skipped)}" if pictures.skipped else ": the data set is empty"
+            raise ValueError(f"no usable sample{why}")
         return pictures
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n D"]:

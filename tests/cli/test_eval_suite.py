@@ -106,7 +106,7 @@ def test_one_device_and_eight_give_the_same_figures(command, loaded, root, tmp_p
     assert command(*args, "--batch", 16, "--out", "eight") == 0
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
     assert command(*args, "--out", "three") == 0
-    assert loaded[-1] == ("model", 66)  # The default of 64, in equal parts.
+    assert loaded[-1] == ("model", 18)  # The default of 16, in equal parts.
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     assert command(*args, "--batch", 5, "--out", "one") == 0
     one, eight = (json.loads((tmp_path / n / "eval.json").read_text()) for n in ("one", "eight"))
