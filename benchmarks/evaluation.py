@@ -11,8 +11,8 @@ Ours is what `eval.py MODEL --suite NAME --root DIR` does once the model is load
 tars, decodes, resizes, embeds pictures and prompts, and writes all figures; no embedding is kept.
 Theirs is CLIP_benchmark's own loader, classifier and figures on open_clip's model and transform,
 eager, in float32, batches of 64 as in its command line. (Its `accuracy` fails on NumPy 2.4, which
-makes no number of an array of one; the same top-k is taken here.) With several worker processes
-all but one would be idle on a single shard: `--workers` 1 is the best for it.
+makes no number of an array of one; the same top-k is taken here.) On a single shard only one worker
+process has anything to do, so `--workers` 1 serves it as well as its four.
 
 Each turn is a process of its own, so that neither library's threads disturb the other's; they take
 turns in changing order. A process measures twice. The first time is what a user waits for: it
