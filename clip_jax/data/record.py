@@ -7,6 +7,8 @@
 * texts: an array of texts;
 * label: an integer from 0 on, or nil.
 
+`Sample.numbers`, which only suites of public data sets read, and from their own tars, is left out.
+
 msgpack, because it is that compact and read by every language, and can hold data only, no code.
 """
 

@@ -101,7 +101,8 @@ def test_what_is_compiled_is_the_step_that_training_runs(small_run, monkeypatch)
     with pytest.raises(ValueError, match="enough"):
         rehearse(dataclasses.replace(small_run, accumulate=2, ema=0.9), parse("v5e:2x4"))
     assert set(given) == set(inspect.signature(assemble).parameters)
-    for name in set(given) - {"mesh", "model"}:
+    assert given["begin"] == 0
+    for name in set(given) - {"mesh", "model", "begin"}:
         assert given[name] == {"accumulate": 2, "ema": 0.9}.get(name, getattr(small_run, name))
     assert given["model"] == dataclasses.replace(small_run.model, dtype="bfloat16")
     assert on_accelerator(on_accelerator(small_run)) == on_accelerator(small_run)
