@@ -88,7 +88,14 @@ def calibration(
             f"{bad.size} of {len(sums)} rows are no probabilities (0 or more, summing to 1); "
             f"the first is row {bad[0]}, of sum {sums[bad[0]]:.6g}"
         )
-    sure = probabilities.max(axis=1).astype(np.float64)
+    return reliability(probabilities.max(axis=1), right, bins=bins)
+
+
+def reliability(
+    confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], *, bins: int = 15
+) -> Calibration:
+    """`calibration`, given the best class's probability and whether that class was right."""
+    sure = confidence.astype(np.float64)
     edges = np.arange(bins + 1) / bins
     # Rounding may put a certainty just above 1.
     place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)

@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Collection
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from clip_jax.config import read_json
 from clip_jax.eval import outcome as outcomes
-from clip_jax.eval.classification import Calibration, confusion_matrix
+from clip_jax.eval.classification import Calibration, confusion_matrix, reliability
 from clip_jax.eval.outcome import Outcome
 
 ENDS = 20
@@ -19,7 +19,6 @@ LARGEST_CONFUSION = 20
 """Classes of a whole confusion matrix; of more, the pairs confused most are shown."""
 PAIRS = 20
 MISTAKES = 12
-BINS = 15
 
 
 def read_all(out: str | os.PathLike[str], keys: Collection[str] | None = None) -> list[Outcome]:
@@ -146,23 +145,6 @@ def mistakes(outcome: Outcome) -> list[Mistake]:
         )
         for row in rows
     ]
-
-
-def reliability(
-    confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], bins: int = BINS
-) -> Calibration:
-    """`classification.calibration` where only the best class's probability was kept."""
-    sure = confidence.astype(np.float64)
-    edges = np.arange(bins + 1) / bins
-    place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    some = np.where(counts, counts, np.nan)
-    return Calibration(
-        edges=edges,
-        counts=counts,
-        confidence=np.bincount(place, weights=sure, minlength=bins) / some,
-        accuracy=np.bincount(place, weights=right, minlength=bins) / some,
-    )
 
 
 def calibration(outcome: Outcome) -> Calibration | None:

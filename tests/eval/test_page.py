@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.eval import page, page_data, page_plots
+from clip_jax.eval import classification, page, page_data, page_plots
 from clip_jax.eval.classification import calibration
 from clip_jax.eval.outcome import Outcome, file_name, save
 from clip_jax.eval.page_parts import Html, tag, write
@@ -391,7 +391,7 @@ def test_reliability_from_the_best_class_alone_is_that_of_all_probabilities():
     labels = rng.integers(6, size=500)
     wanted = calibration(odds, labels, bins=7)
     best = odds.argmax(axis=1)
-    got = page_data.reliability(odds.max(axis=1), best == labels, bins=7)
+    got = classification.reliability(odds.max(axis=1), best == labels, bins=7)
     np.testing.assert_array_equal(got.counts, wanted.counts)
     np.testing.assert_array_equal(got.confidence, wanted.confidence)
     np.testing.assert_array_equal(got.accuracy, wanted.accuracy)
