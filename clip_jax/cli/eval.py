@@ -8,7 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
-from clip_jax.cli import eval_suite
+from clip_jax.cli import eval_suite, suites
 from clip_jax.cli.process import command, keep_compiled
 
 
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
     with EmbeddingBar(console) as progress:
         embedder = dataclasses.replace(clip.embedder, progress=progress, warn=warn)
         figures = run_evals(evals, dataset, embedder, options.evals)
+    left_out = any(name.endswith("/left_out") for name in figures)
     out.mkdir(parents=True, exist_ok=True)
     if options.evals and (out / "eval.json").exists():
         figures = {**read_json(out / "eval.json"), **figures}  # The others stay as they were.
@@ -55,6 +56,8 @@ def main(argv: list[str]) -> None:
     drawn = draw_evals(chosen, dataset, embedder, out / "plots")
     for path in [out / "eval.json", *drawn]:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    if left_out:  # What was told above must not pass for done.
+        raise SystemExit(suites.LEFT_OUT)
 
 
 def parser() -> argparse.ArgumentParser:
