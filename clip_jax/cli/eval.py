@@ -37,6 +37,11 @@ def main(argv: list[str]) -> None:
     checkpoint = checkpoint_folder(options.model)
     out = options.out or _out(pathlib.Path(options.model).resolve(), checkpoint)
     config = saved_config(checkpoint)
+    if "data" not in config:  # The average of weights from elsewhere.
+        raise ValueError(
+            f"{options.model} was not trained here, so it has no evaluations of its own: "
+            "give --suite"
+        )
     dataset = from_data(DatasetConfig, config["data"], "data")
     if options.data_root is not None:
         dataset = _moved(dataset, options.data_root)
