@@ -8,7 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
-from clip_jax.cli import eval_suite
+from clip_jax.cli import eval_suite, suites
 from clip_jax.cli.process import command, keep_compiled
 
 
@@ -37,6 +37,11 @@ def main(argv: list[str]) -> None:
     checkpoint = checkpoint_folder(options.model)
     out = options.out or _out(pathlib.Path(options.model).resolve(), checkpoint)
     config = saved_config(checkpoint)
+    if "data" not in config:  # The average of weights from elsewhere.
+        raise ValueError(
+            f"{options.model} was not trained here, so it has no evaluations of its own: "
+            "give --suite"
+        )
     dataset = from_data(DatasetConfig, config["data"], "data")
     if options.data_root is not None:
         dataset = _moved(dataset, options.data_root)
@@ -46,6 +51,7 @@ def main(argv: list[str]) -> None:
     with EmbeddingBar(console) as progress:
         embedder = dataclasses.replace(clip.embedder, progress=progress, warn=warn)
         figures = run_evals(evals, dataset, embedder, options.evals)
+    left_out = any(name.endswith("/left_out") for name in figures)
     out.mkdir(parents=True, exist_ok=True)
     if options.evals and (out / "eval.json").exists():
         figures = {**read_json(out / "eval.json"), **figures}  # The others stay as they were.
@@ -55,6 +61,8 @@ def main(argv: list[str]) -> None:
     drawn = draw_evals(chosen, dataset, embedder, out / "plots")
     for path in [out / "eval.json", *drawn]:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    if left_out:  # What was told above must not pass for done.
+        raise SystemExit(suites.LEFT_OUT)
 
 
 def parser() -> argparse.ArgumentParser:

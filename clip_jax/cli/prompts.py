@@ -182,9 +182,9 @@ def _run(options: argparse.Namespace) -> tuple[Any, tuple[str, ...], tuple[str, 
     from clip_jax.eval.suite import EvalConfig
     from clip_jax.eval.zero_shot import ZeroShot
 
-    if not is_run(options.model):
+    config = saved_config(checkpoint_folder(options.model)) if is_run(options.model) else {}
+    if "data" not in config:
         raise ValueError(f"{options.model} is no run with data of its own: give DATASET")
-    config = saved_config(checkpoint_folder(options.model))
     evals = from_data(dict[str, EvalConfig], config["evals"], "evals").values()
     known = [one for one in evals if isinstance(one, ZeroShot)]
     one = next((e for e in known if e.split == options.split), known[0] if known else None)

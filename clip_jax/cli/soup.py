@@ -1,8 +1,9 @@
-"""`clip-jax soup`: the average of the weights of several checkpoints."""
+"""`clip-jax soup`: the average of the weights of several models."""
 
 import argparse
 import dataclasses
 import inspect
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,11 @@ TRAINING_ONLY = (
 
 @command
 def main(argv: list[str]) -> None:
-    """Average the weights of checkpoints of one architecture, as a model of its own.
+    """Average the weights of models of one architecture, as a model of its own.
 
     The figure of a model is the mean of the main figures of all data sets, on their test splits.
-    Prints that of each checkpoint and of the soup, and what the soup gains over the best of them.
-    With --greedy a checkpoint is taken in, from the best to the worst, if the soup does not get
+    Prints that of each model and of the soup, and what the soup gains over the best of them.
+    With --greedy a model is taken in, from the best to the worst, if the soup does not get
     worse by it, as measured on the train splits: those of the test splits choose nothing.
 
     OUT becomes a run folder with one checkpoint, which is what all commands and clip_jax.load take.
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     measure = _Measure([find(key, say) for key in keys], suites.cache_of(options), console, say)
     params, told = _choose(options, members, measure)
     told["data_sets"] = list(keys)
-    _write(options.out, params, members[0], max(member.step for member in members), told)
+    _write(options.out, params, members, told)
     console.print(_table(told))
     say(f"written: {options.out}")
 
@@ -63,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="a run folder (its newest checkpoint), or one checkpoints/STEP",
+        help="anything clip_jax.load takes: a run (its newest checkpoint), one checkpoints/STEP, "
+        "a file or folder of weights, hf-hub:org/name, a catalogued name",
     )
     made.add_argument(
         "--greedy", action="store_true", help="take in only what helps on the train splits"
@@ -84,87 +86,108 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Member:
-    folder: Any
-    """Of the checkpoint."""
-    config: Any
-    """Plain data of its run's."""
+    path: str
+    """What `clip_jax.load` takes; of a run the checkpoint."""
+    model: Any
+    """Its config."""
+    recipe: Any
     tokenizer: Any
+    run: Mapping[str, Any] | None = None
+    """Plain data of the run's config, if it is of one."""
 
     @property
     def step(self) -> int:
-        return int(self.folder.name) if self.folder.name.isdigit() else 0
+        name = pathlib.PurePath(self.path).name
+        return int(name) if self.run is not None and name.isdigit() else 0
 
 
 def _members(paths: Sequence[str]) -> list[_Member]:
-    """The checkpoints, all of one architecture, tokenizer and preprocessing.
+    """The models, all of one architecture, tokenizer and preprocessing.
 
     Raises:
-      ValueError: they are not, with all that differs; fewer than two; one given twice.
-      FileNotFoundError: no such checkpoint.
+      ValueError: they are not, with all that differs; fewer than two; one given twice; one
+        without a tokenizer.
+      FileNotFoundError, ValueError, CheckpointError: what `clip_jax.load` raises.
     """
-    from clip_jax.checkpoint.start import checkpoint_folder, is_run, saved_config
-    from clip_jax.config import from_data
-    from clip_jax.eval.identity import tokenizer_mark
-    from clip_jax.tokenizers import TokenizerConfig, storage
+    from clip_jax.checkpoint.start import checkpoint_folder, is_run
+    from clip_jax.eval.identity import same_ids
 
-    if strange := [path for path in paths if pathlib.Path(path).exists() and not is_run(path)]:
-        raise ValueError(
-            f"{', '.join(strange)}: no run or checkpoint of clip_jax; only these can be averaged"
-        )
-    folders = [checkpoint_folder(path) for path in paths]
-    if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
-        raise ValueError(f"a soup needs two or more checkpoints, each once; got {', '.join(paths)}")
-    members = []
-    for folder in folders:
-        config = saved_config(folder)
-        tokenizer = from_data(TokenizerConfig, config["tokenizer"], "tokenizer")
-        tokenizer = storage.found_again(tokenizer, folder.parent.parent)
-        members.append(_Member(folder=folder, config=config, tokenizer=tokenizer))
-    first, *others = members
-    mark = tokenizer_mark(first.tokenizer)
+    places = [os.path.expanduser(path) for path in paths]  # noqa: PTH111 (it may be no path)
+    places = [str(checkpoint_folder(place)) if is_run(place) else place for place in places]
+    resolved = {os.path.realpath(place) for place in places}
+    if len(resolved) < max(len(places), 2):
+        raise ValueError(f"a soup needs two or more models, each once; got {', '.join(paths)}")
+    first, *others = [_of_run(p) if is_run(p) else _of_weights(p) for p in places]
     faults = []
     for path, other in zip(paths[1:], others, strict=True):
-        odd = _differences(first.config, other.config)
-        if tokenizer_mark(other.tokenizer) != mark:
+        odd = _differences(first, other)
+        if not same_ids(first.tokenizer, other.tokenizer):
             odd.append("another tokenizer")
         if odd:
             faults.append(f"{path} cannot be averaged with {paths[0]}: {', '.join(odd)}")
     if faults:
         raise ValueError("; ".join(faults))
-    return members
+    return [first, *others]
 
 
-def _differences(first: Any, other: Any) -> list[str]:
-    """What keeps two runs' weights from being averaged, but for the tokenizer."""
-    from clip_jax.config import differences, from_data, to_data
+def _of_run(path: str) -> _Member:
+    """As its config says; nothing else is read."""
+    from etils import epath
+
+    from clip_jax.checkpoint.start import saved_config
+    from clip_jax.config import from_data
     from clip_jax.models.clip import ClipConfig
     from clip_jax.preprocess.recipe import RecipeConfig
+    from clip_jax.tokenizers import TokenizerConfig, storage
 
-    parts = {"model": (ClipConfig, TRAINING_ONLY), "recipe": (RecipeConfig, ())}
+    folder = epath.Path(path)
+    run = saved_config(folder)
+    kinds = {"model": ClipConfig, "recipe": RecipeConfig, "tokenizer": TokenizerConfig}
+    parts = {name: from_data(kind, run[name], name) for name, kind in kinds.items()}
+    parts["tokenizer"] = storage.found_again(parts["tokenizer"], folder.parent.parent)
+    return _Member(path=path, run=run, **parts)
+
+
+def _of_weights(path: str) -> _Member:
+    """Weights of any other format, which alone tell of what model they are."""
+    from clip_jax.api import load
+    from clip_jax.tokenizers import TokenizerConfig
+
+    clip = load(path)
+    if not isinstance(clip.tokenizer, TokenizerConfig):
+        raise ValueError(f"{path} comes without its tokenizer, so there is nothing to compare")
+    return _Member(
+        path=path, model=clip.model.cfg, recipe=clip.preprocess, tokenizer=clip.tokenizer
+    )
+
+
+def _differences(first: _Member, other: _Member) -> list[str]:
+    """What keeps two models' weights from being averaged, but for the tokenizer."""
+    from clip_jax.config import differences, to_data
+
     return [
         f"{part}.{fault}"
-        for part, (kind, ignore) in parts.items()
-        # Read, as an older run's lacks the newest fields.
+        for part, ignore in {"model": TRAINING_ONLY, "recipe": ()}.items()
         for fault in differences(
-            *(to_data(from_data(kind, run[part], part)) for run in (first, other)), ignore=ignore
+            *(to_data(getattr(member, part)) for member in (first, other)), ignore=ignore
         )
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Weights(Sequence):
-    """Parameters of checkpoints, read whenever they are asked for."""
+    """Parameters of models, read whenever they are asked for."""
 
-    folders: Sequence[Any]
+    paths: Sequence[str]
     where: Any
 
     def __len__(self) -> int:
-        return len(self.folders)
+        return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
         from clip_jax.api import load
 
-        return load(str(self.folders[index]), sharding=self.where).params
+        return load(str(self.paths[index]), sharding=self.where).params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +230,9 @@ def _choose(
     from clip_jax.eval.ensemble import greedy_soup, uniform_soup
 
     where = suites.devices_for(options.batch)
-    clip = load(str(members[0].folder), batch=where.batch, sharding=where.whole)
+    clip = load(members[0].path, batch=where.batch, sharding=where.whole)
     model = suites.suite_models(clip, where)
-    weights = _Weights([member.folder for member in members], where.whole)
+    weights = _Weights([member.path for member in members], where.whole)
     told: dict[str, Any] = {"how": "greedy" if options.greedy else "uniform"}
     if options.greedy:
         soup = greedy_soup(weights, lambda params: measure(model(params), "train"))
@@ -231,13 +254,19 @@ def _require_empty(out: pathlib.Path) -> None:
 
 
 def _write(
-    out: pathlib.Path, params: Any, first: _Member, step: int, told: Mapping[str, Any]
+    out: pathlib.Path, params: Any, members: Sequence[_Member], told: Mapping[str, Any]
 ) -> None:
-    """A run folder with one checkpoint that cannot be trained on, as it has no optimizer."""
+    """A run folder with one checkpoint that cannot be trained on, as it has no optimizer.
+
+    Its config is that of the first run; of models that are none, only what they are.
+    """
     from clip_jax.checkpoint.store import Store
-    from clip_jax.config import write_json
+    from clip_jax.config import to_data, write_json
     from clip_jax.tokenizers import storage
 
+    step, first = max(member.step for member in members), members[0]
+    parts = {name: to_data(getattr(first, name)) for name in ("model", "recipe", "tokenizer")}
+    run = next((member.run for member in members if member.run is not None), parts)
     out.mkdir(parents=True, exist_ok=True)
     storage.keep(first.tokenizer, out)
     store = Store(out / "checkpoints")
@@ -247,7 +276,7 @@ def _write(
             params=params,
             progress={"step": np.int32(step)},
             position={},
-            config={**first.config, "run": str(out)},
+            config={**run, "run": str(out)},
         )
     finally:
         store.close()
@@ -260,7 +289,7 @@ def _table(told: Mapping[str, Any]) -> Any:
 
     greedy = "train" in told
     drawn = Table(title=f"A {told['how']} soup of {len(told['members'])}")
-    drawn.add_column("checkpoint", style="bold", overflow="fold")
+    drawn.add_column("model", style="bold", overflow="fold")
     for name in ("train", "test") if greedy else ("test",):
         drawn.add_column(name, justify="right", no_wrap=True)
     drawn.add_column("in the soup", no_wrap=True)

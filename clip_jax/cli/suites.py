@@ -108,9 +108,8 @@ def suite_models(clip: Any, where: Devices) -> Callable[[Any], Any]:
       clip: what `clip_jax.load` gave; its own parameters are the first choice.
     """
     import jax
-    import numpy as np
 
-    from clip_jax.eval.encoders import Encoders
+    from clip_jax.eval.encoders import Encoders, inverse_temperature
     from clip_jax.eval.identity import recipe_mark, tokenizer_mark, weights_mark
     from clip_jax.eval.once import Model
 
@@ -124,7 +123,7 @@ def suite_models(clip: Any, where: Devices) -> Callable[[Any], Any]:
     def model(params: Any) -> Model:
         return Model(
             embedder=encoders.bind(params, clip.tokenizer, where.batch),
-            scale=float(np.exp(np.asarray(params["logit_scale"], np.float64))),
+            scale=inverse_temperature(params),
             projects=clip.model.cfg.projects_images,
             weights=weights_mark(clip.model.cfg, params),
             **told,
@@ -186,10 +185,7 @@ def finder(
     Raises:
       ValueError: names that are no data set, all of them; options that lack.
     """
-    from clip_jax.eval.example_sets import open_folder
-    from clip_jax.eval.fetch import fetch
-    from clip_jax.eval.folders import find, open_with_train
-    from clip_jax.eval.tasks import TASKS
+    from clip_jax.eval.by_key import first_layout, open_by_key, require_known
     from clip_jax.eval.tfds_set import PREFIX, open_tfds
 
     prepared = [key for key in keys if key.startswith(PREFIX)]
@@ -197,12 +193,9 @@ def finder(
         raise ValueError(f"{prepared[0]} needs --templates FILE (and may have --classes FILE)")
     if len(prepared) < len(keys) and options.root is None:
         raise ValueError("--suite needs --root DIR with the data sets, or --root hub")
-    hub = options.root == "hub"
-    own = _own([key for key in keys if key not in prepared], None if hub else options.root)
-    datacomp = "datacomp" in options.suite.split(",") and not train  # It has no train splits.
-    first = "datacomp" if datacomp else "benchmark"
-    open_one = open_with_train if train else open_folder
-    fetched = functools.partial(fetch, train=True) if train else fetch
+    require_known([key for key in keys if key not in prepared], options.root)
+    # DataComp has no train splits.
+    first = first_layout(() if train else options.suite.split(","))
 
     def opened(key: str, warn: Callable[[str], None]) -> Any:
         if key in prepared:
@@ -214,29 +207,9 @@ def finder(
                 split=options.split or "test",
                 train=(options.train_split or "train") if train else None,
             )
-        if key in own:
-            return open_one(own[key], pathlib.Path(options.root) / key, warn)
-        task = TASKS[key]
-        folder = fetched(task, first) if hub else find(task, options.root, first)
-        return open_one(task, folder, warn)
+        return open_by_key(key, options.root, warn, first=first, train=train)
 
     return opened
-
-
-def _own(keys: list[str], root: str | None) -> dict[str, Any]:
-    """Tasks of the folders that no suite names; raises ValueError for all that are none."""
-    from clip_jax.eval.folders import unlisted
-    from clip_jax.eval.tasks import TASKS
-
-    own, faults = {}, []
-    for key in [key for key in keys if key not in TASKS]:
-        try:
-            own[key] = unlisted(key, root)
-        except ValueError as fault:
-            faults.append(str(fault))
-    if faults:
-        raise ValueError("; ".join(faults))
-    return own
 
 
 def finish(

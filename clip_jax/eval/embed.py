@@ -54,6 +54,8 @@ class Embedder:
     batch: int
     feature_fn: Callable[[Any], Any] | None = None
     """As `image_fn`, but before the projection to embeddings: what probes learn from."""
+    scale: float | None = None
+    """One over the temperature, of confidences; None: not known."""
     unit: bool = True
     """Scale the embeddings of pictures to length 1."""
     rows: tuple[int, ...] | None = None
@@ -81,6 +83,10 @@ class Embedder:
         if self.feature_fn is None:
             raise ValueError("this model tells no features before the projection to embeddings")
         return dataclasses.replace(self, image_fn=self.feature_fn, feature_fn=None, unit=False)
+
+    def everyone(self, value: Any) -> list[Any]:
+        """The JSON-able `value` of each process that embeds with this one, in their order."""
+        return [value] if self.rows is None else gather_json(value)
 
     def images(self, items: Iterable[Any]) -> Float[np.ndarray, "n D"]:
         """Unit-norm float32 embeddings of pictures, in their order.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,6 +73,7 @@ class Encoders:
             tokenizer=lambda texts: self._shortened(tokenizer(texts)),
             prepare=self.recipe,
             batch=batch,
+            scale=inverse_temperature(params) if _tells_scale(params) else None,
             **options,
         )
 
@@ -83,6 +84,15 @@ class Encoders:
             return tokens
         needed = tokens.argmax(axis=1).max() + 1
         return tokens[:, : min((n for n in SHORT if n >= needed), default=tokens.shape[1])]
+
+
+def inverse_temperature(params: Mapping[str, Any]) -> float:
+    """What a model's logits are scaled by; it lies whole on every process."""
+    return float(np.exp(np.asarray(params["logit_scale"], np.float64)))
+
+
+def _tells_scale(params: Any) -> bool:
+    return isinstance(params, Mapping) and "logit_scale" in params
 
 
 def _one_a_row(tokens: Int[Array, "B S"]) -> PackedTokens:

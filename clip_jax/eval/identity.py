@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import string
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from clip_jax import tree
+from clip_jax.eval.tasks import TASKS
 
 _PROBES = (
     "",
@@ -50,6 +52,15 @@ def tokenizer_mark(tokenizer: Any) -> str:
     except ValueError as fault:  # A model without a vocabulary; embedding texts will say so.
         mark.update(str(fault).encode())
     return mark.hexdigest()
+
+
+def same_ids(first: Any, other: Any) -> bool:
+    """Whether two tokenizers make the same of texts, of whatever kind and files they are.
+
+    It is tried on several hundred words and signs: two vocabularies would differ in many of these.
+    """
+    texts = [*_PROBES, *string.printable, *(task.name for task in TASKS.values())]
+    return np.array_equal(np.asarray(first(texts)), np.asarray(other(texts)))
 
 
 def _is_config(tokenizer: Any) -> bool:

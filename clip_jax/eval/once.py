@@ -57,7 +57,8 @@ class Embeddings:
     """A model's embeddings, from the cache where they are there."""
 
     model: Model
-    cache: Cache
+    cache: Cache | None
+    """None: only those of texts are kept, and in memory alone."""
     warn: Callable[[str], None]
 
     def pictures(self, source: Source, digest: str, *, features: bool = False) -> Pictures:
@@ -72,7 +73,7 @@ class Embeddings:
         """
         marks = _short(self.model.weights, self.model.preprocessing), _short(digest)
         name = "-".join(("features" if features else "images", *marks))
-        found = self.cache.read(name)
+        found = None if self.cache is None else self.cache.read(name)
         if found is None:
             embedder = self.model.embedder.of_features if features else self.model.embedder
             pictures = _of(embedder.source(source))
@@ -106,6 +107,8 @@ class Embeddings:
     @functools.cached_property
     def _known(self) -> dict[str, np.ndarray]:
         """Rows by the hash of their text, of all files that are kept."""
+        if self.cache is None:
+            return {}
         files = (self.cache.read(name) for name in self.cache.names(self._texts))
         return {
             mark: row
@@ -115,6 +118,8 @@ class Embeddings:
         }
 
     def _keep(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        if self.cache is None:
+            return
         try:
             self.cache.write(name, arrays)
         except OSError as fault:  # A full disk must not cost the figures.

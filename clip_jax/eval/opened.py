@@ -40,6 +40,12 @@ class Opened:
     """The split that probes learn from, where they are asked for."""
 
     @property
+    def words(self) -> str:
+        """A hash that changes with names, templates and texts, but not with where they lie."""
+        told = (self.task, self.classes, self.templates, self.examples)
+        return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest()
+
+    @property
     def digest(self) -> str:
         """A hash that changes with anything that the outcome depends on."""
         told = (self.task, self.pictures, self.classes, self.templates, self.examples)

@@ -52,6 +52,12 @@ class Outcome:
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
+    def counted(self) -> dict[str, float]:
+        """The figures, and `skipped`, the number of samples left out, where there are any."""
+        skipped = {"skipped": float(len(self.skipped))} if self.skipped else {}
+        return {**self.figures, **skipped}
+
+    @property
     def main_figure(self) -> float | None:
         """The figure that `main` names."""
         return None if self.main is None else float(self.figures[self.main])

@@ -8,51 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from clip_jax.config import read_json
 from clip_jax.data.sample import BadSampleError
-from clip_jax.eval import measure_pairs, outcome
+from clip_jax.eval import outcome
 from clip_jax.eval.cache import Cache
-from clip_jax.eval.measure_classes import multilabel, zero_shot
-from clip_jax.eval.measure_faces import faces
+from clip_jax.eval.measures import STANDARD, Measures
 from clip_jax.eval.once import Embeddings, Model, brief
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome, file_name
 from clip_jax.eval.suite import write_figures
 from clip_jax.eval.tasks import Aggregate, aggregates
 
-Measure = Callable[[Opened, Embeddings, Callable[[str], None]], Outcome]
-MEASURES: Mapping[str, Measure] = {
-    "zero_shot": zero_shot,
-    "multilabel": multilabel,
-    "retrieval": measure_pairs.retrieval,
-    "winogavil": measure_pairs.winogavil,
-    "winoground": measure_pairs.winoground,
-    "sugarcrepe": measure_pairs.sugarcrepe,
-    "faces": faces,
-}
-"""By the kind of task."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measures:
-    """How data sets are measured."""
-
-    by_kind: Mapping[str, Measure]
-    """Of task."""
-    settings: str = ""
-    """What else an outcome depends on."""
-
-    def of(self, opened: Opened) -> Measure:
-        """That of a data set; raises ValueError for a kind that has none."""
-        kind = opened.task.kind
-        if kind not in self.by_kind:
-            raise ValueError(
-                f"{opened.task.key} is a task of kind {kind!r}; this is measured only on those of "
-                f"kind {', '.join(self.by_kind)}"
-            )
-        return self.by_kind[kind]
-
-
-STANDARD = Measures(by_kind=MEASURES)
-"""As the suites measure."""
 RESULTS = "results"
 PROGRAM = "1"
 """Changed whenever a measure is: results of an earlier one are then computed anew."""
@@ -199,8 +163,7 @@ def _flat(done: Sequence[Outcome], means: Sequence[Aggregate]) -> dict[str, floa
     """Flat names; a mean only where none of its data sets is missing."""
     figures: dict[str, float] = {}
     for found in done:
-        skipped = {"skipped": float(len(found.skipped))} if found.skipped else {}
-        for metric, value in {**found.figures, **skipped}.items():
+        for metric, value in found.counted.items():
             figures[f"{found.task}/{file_name(found.key)}/{metric}"] = float(value)
     whole = {f"aggregate/{a.name}/mean": a.mean for a in means if a.whole}
     return {**figures, **whole}

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from clip_jax.config import write_json
-from clip_jax.data.sample import Dataset
+from clip_jax.data.sample import Dataset, Source
 from clip_jax.eval.embed import Embedder
 from clip_jax.eval.groups import ByGroups
 from clip_jax.eval.learned import LinearProbe, NearestNeighbours
+from clip_jax.eval.public_sets import PublicSets
 from clip_jax.eval.retrieval import Retrieval
 from clip_jax.eval.zero_shot import ZeroShot
 
-EvalConfig = ZeroShot | Retrieval | LinearProbe | NearestNeighbours | ByGroups
+OnSplits = ZeroShot | Retrieval | LinearProbe | NearestNeighbours | ByGroups
+"""What is measured on splits of any data set."""
+EvalConfig = OnSplits | PublicSets
 
 
 @runtime_checkable
@@ -31,11 +34,31 @@ class Evaluator(Protocol):
         ...
 
 
-def splits_of(evaluation: EvalConfig) -> tuple[str, ...]:
+def splits_of(evaluation: OnSplits) -> tuple[str, ...]:
     """The splits that an evaluation reads, the one that it is measured on first."""
     if isinstance(evaluation, LinearProbe | NearestNeighbours):
         return evaluation.split, evaluation.learn_from
     return (evaluation.split,)
+
+
+def opened_by(evaluation: EvalConfig, dataset: Dataset) -> Iterator[tuple[str, Source, str | None]]:
+    """Open all that an evaluation reads: what is missing shows now, and not in an hour.
+
+    Args:
+      dataset: of evaluations that name no data set themselves.
+
+    Yields:
+      What a message calls it; the source; a hash of the names and texts that lie beside its
+      samples, or None where none do.
+
+    Raises:
+      ValueError, OSError: what opening raises.
+    """
+    if isinstance(evaluation, PublicSets):
+        yield from ((one.task.key, one.source, one.words) for one in evaluation.open())
+        return
+    for split in splits_of(evaluation):
+        yield f"split {split}", (evaluation.data or dataset).open(split), None
 
 
 def run_evals(

@@ -315,7 +315,12 @@ def select(names: str) -> tuple[str, ...]:
     given = [name.strip() for name in names.split(",")]
     if not all(given):
         raise ValueError(f"--suite {names!r}: an empty name; suites are {', '.join(SUITES)}")
-    return tuple(dict.fromkeys(key for name in given for key in SUITES.get(name, (name,))))
+    return keys_of(given)
+
+
+def keys_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Keys of suites and data sets, each once; a name that is in no suite stands as it is."""
+    return tuple(dict.fromkeys(key for name in names for key in SUITES.get(name, (name,))))
 
 
 def nearest(name: str) -> str:

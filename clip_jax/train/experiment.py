@@ -21,7 +21,7 @@ from clip_jax.data.pipeline import train_batches
 from clip_jax.data.position import join
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
-from clip_jax.eval.suite import run_evals, splits_of, write_figures
+from clip_jax.eval.suite import opened_by, run_evals, write_figures
 from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
@@ -84,12 +84,7 @@ def train(config: TrainConfig, console: Console, profile: Profile | None = None)
     check_vocabulary(config)
     source = config.data.open("train")
     embeddings = _embeddings(config)
-    sources = {"data": source}
-    for name, evaluation in config.evals.items():  # A missing split shows now, not in an hour.
-        for split in splits_of(evaluation):
-            opened = (evaluation.data or config.data).open(split)
-            sources[f"data of evals.{name}, split {split}"] = opened
-    agree(fingerprints(to_data(config), sources, local=LOCAL))
+    _agree(config, source)
     if is_first():
         # Of a run with a last stage, `steps` says where that begins.
         may_differ = [field for field in MAY_DIFFER if field != "steps" or config.last is None]
@@ -103,6 +98,22 @@ def train(config: TrainConfig, console: Console, profile: Profile | None = None)
         raise DivergedError(f"{error}. {_how_to_go_on(store, error)}", error.proven) from None
     finally:
         store.close()
+
+
+def _agree(config: TrainConfig, source: Source) -> None:
+    """Check that all processes have the same config and data.
+
+    Raises:
+      ValueError: on all processes; names everything that differs.
+      ValueError, OSError: data of an evaluation that cannot be opened.
+    """
+    sources, words = {"data": source}, dict[str, str]()
+    for name, evaluation in config.evals.items():
+        for part, opened, beside in opened_by(evaluation, config.data):
+            sources[f"data of evals.{name}, {part}"] = opened
+            if beside is not None:
+                words[f"names and texts of evals.{name}, {part}"] = beside
+    agree(fingerprints(to_data(config), sources, local=LOCAL) | words)
 
 
 def _how_to_go_on(store: Store, error: DivergedError) -> str:

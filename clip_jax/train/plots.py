@@ -16,8 +16,13 @@ from matplotlib.ticker import PercentFormatter
 Curve = dict[int, float]
 """Value of one metric by step, steps ascending."""
 
-RATE = re.compile(r"(^acc\d*|accuracy|recall(@\d+)?)$")
+RATE = re.compile(
+    r"(^acc(\d+|_.+)?|accuracy|recall(@\d+|-macro_all)?|F1-macro_all|jaccard_score(_[-\d]+)?"
+    r"|mean_average_precision|calibration_error|(text|image)_acc|toxicity_.+|^mean)$"
+)
 """Metrics from 0 to 1, drawn in percent."""
+LEGEND = 13
+"""Lines whose names stand one above the other beside a panel."""
 
 
 def plot_run(
@@ -98,11 +103,14 @@ def smoothed(values: Float[np.ndarray, " n"], reach: int) -> Float[np.ndarray, "
 
 
 def _evaluations(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
-    """A panel for each evaluation's rates and one for the rest of its figures, by metric."""
+    """A panel for each evaluation's rates and one for the rest of its figures, by metric.
+
+    Figures of a single group of samples (`acc_region:0`) are left out: they would hide the others.
+    """
     panels: dict[str, dict[str, Curve]] = {}
     for name in sorted(curves, key=_natural):
         group, slash, metric = name.rpartition("/")
-        if slash and len(curves[name]) > 1:
+        if slash and ":" not in metric and len(curves[name]) > 1:
             title = group if RATE.search(metric) else f"{group}, other figures"
             panels.setdefault(title, {})[metric] = curves[name]
     return dict(sorted(panels.items()))
@@ -129,7 +137,8 @@ def _panels(panels: Mapping[str, Mapping[str, Curve]], *, smooth: bool = True) -
             axes.set_ylim(0, max(1.05 * top, 0.01))
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         if "/" in title:
-            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+            axes.legend(fontsize=8, frameon=False, ncols=1 + len(lines) // LEGEND, **beside)
     grid[-1].set_xlabel("step")
     return figure
 

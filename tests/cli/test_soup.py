@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax.api import load
-from clip_jax.cli import ensemble, soup
+from clip_jax.api import load, save
+from clip_jax.checkpoint.start import checkpoint_folder, saved_config
+from clip_jax.cli import ensemble, prompts, soup
 from clip_jax.cli import eval as eval_command
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -127,10 +128,10 @@ def test_what_cannot_be_a_soup_is_refused(command, models, tmp_path, capsys):
     (tmp_path / "full" / "file").write_text("")
     twice = (models[1], f"{models[1]}/checkpoints/10")
     for args, message in (
-        ((models[0],), f"a soup needs two or more checkpoints, each once; got {models[0]}"),
-        (twice, f"a soup needs two or more checkpoints, each once; got {', '.join(twice)}"),
-        ((models[0], "full"), "full: no run or checkpoint of clip_jax; only these can be averaged"),
-        ((models[0], "absent"), "absent does not exist: give a run folder or one of its"),
+        ((models[0],), f"a soup needs two or more models, each once; got {models[0]}"),
+        (twice, f"a soup needs two or more models, each once; got {', '.join(twice)}"),
+        ((models[0], "full"), "full holds no weights"),
+        ((models[0], "absent"), "'absent' is no folder or file, and no catalogued name"),
         ((*models, "--suite", "mnits"), "no suite or data set, and no folder with test/ in "),
         ((*models, "--batch", "12"), "--batch 12 is no multiple of the 8 devices"),
     ):
@@ -158,3 +159,52 @@ def test_an_ensemble_from_the_command_line(command, models, tmp_path, capsys):
     assert "an ensemble needs two or more models, each once" in capsys.readouterr().err
     assert command(ensemble.main, models[1], models[0], "--out", "both") == 1
     assert "holds results of another model" in capsys.readouterr().err
+
+
+@pytest.fixture
+def weights(models, tmp_path):
+    """The same two as weights of another library's format."""
+    folders = [tmp_path / name for name in ("five", "ten")]
+    for model, folder in zip(models, folders, strict=True):
+        save(load(model), folder, format="open_clip")
+    return [str(folder) for folder in folders]
+
+
+def test_weights_of_any_format_are_averaged(command, models, weights, tmp_path, capsys):
+    assert command(soup.main, *weights, "--out", "weights") == 0
+    assert command(soup.main, weights[0], models[1], "--out", "both") == 0
+    first, last = map(load, models)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first.params, last.params)
+    for name in ("weights", "both"):
+        made = load(name)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), made.params, mean)
+        texts = ["one", "a picture of two"]
+        np.testing.assert_array_equal(made.tokenizer(texts), last.tokenizer(texts))
+        assert made.preprocess == last.preprocess
+    told = json.loads((tmp_path / "both" / "soup.json").read_text())
+    assert told["members"] == [weights[0], models[1]]
+    # Of a run it has the data; of weights there are none.
+    assert saved_config(checkpoint_folder("both"))["data"]
+    capsys.readouterr()
+    assert eval_command.main(["weights"]) == 1
+    assert capsys.readouterr().err == (
+        "error: weights was not trained here, so it has no evaluations of its own: give --suite\n"
+    )
+    assert prompts.main(["--model", "weights"]) == 1
+    assert capsys.readouterr().err.startswith("error: weights is no run with data of its own: give")
+
+
+def test_models_that_differ_are_named_whatever_they_are(command, models, weights, tmp_path, capsys):
+    def other(config):
+        config["model"]["text"]["stack"]["layers"] = 3
+
+    odd = changed(models[1], tmp_path / "odd", other)
+    golden = TESTS / "golden" / "models" / "OpenAI_ViT"
+    assert command(soup.main, weights[0], odd, "--out", "soup") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(
+        f"error: {odd} cannot be averaged with {weights[0]}: model.text.stack.l"
+    )
+    with pytest.warns(UserWarning, match="has no tokenizer"):
+        assert command(soup.main, weights[0], golden, "--out", "soup") == 1
+    assert capsys.readouterr().err.startswith(f"error: {golden} comes without its tokenizer")

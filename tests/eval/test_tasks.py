@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from clip_jax.eval.run_suite import MEASURES
+from clip_jax.eval.measures import MEASURES
 from clip_jax.eval.tasks import AGGREGATES, SUITES, TASKS, Task, aggregates, nearest, select
 
 

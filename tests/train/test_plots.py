@@ -113,6 +113,17 @@ def test_odd_names_of_evaluations_are_drawn_as_they_are(tmp_path):
     assert [p.name for p in plot_run(written(tmp_path, lines), tmp_path)] == ["evals.png"]
 
 
+def test_figures_of_single_groups_hide_no_others(tmp_path):
+    def drawn(folder, groups):
+        figures = {"public/a/fmow/acc1": 0.5, "public/a/fmow/acc_worst_region": 0.25}
+        figures |= {f"public/a/fmow/{name}_region:{n}": n for n in groups for name in ("acc", "n")}
+        lines = [line(step, **figures) for step in (1, 2)]
+        (path,) = plot_run(written(tmp_path, lines), tmp_path / folder)
+        return path.read_bytes()
+
+    assert drawn("many", range(40)) == drawn("none", ())
+
+
 def test_a_file_that_is_no_log_of_metrics_is_an_error(tmp_path):
     path = written(tmp_path, ["some text", '{"cut'])
     with pytest.raises(ValueError) as error:
