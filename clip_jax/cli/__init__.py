@@ -11,7 +11,7 @@ COMMANDS = {
     "compare": "two evaluations side by side: clip-jax compare runs/a/eval runs/b/eval",
     "prompts": "choose prompt templates: clip-jax prompts DATASET --model ViT-B-32/openai",
     "ensemble": "several models together: clip-jax ensemble MODEL MODEL --suite cifar10 --root DIR",
-    "soup": "average checkpoints: clip-jax soup RUN RUN --suite cifar10 --root DIR --out OUT",
+    "soup": "average weights: clip-jax soup MODEL MODEL --suite cifar10 --root DIR --out OUT",
     "classify": 'sort images into classes: clip-jax classify cat.jpg --classes "cat,dog"',
     "embed": "embed a folder of images: clip-jax embed photos/ photos.parquet",
     "models": "list architectures and known weights: clip-jax models SigLIP",
