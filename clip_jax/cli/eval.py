@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     from clip_jax.cli.progress import EmbeddingBar
     from clip_jax.config import from_data, read_json
     from clip_jax.data import DatasetConfig
+    from clip_jax.eval.remember import remembering
     from clip_jax.eval.report import draw_evals, table
     from clip_jax.eval.suite import EvalConfig, run_evals, write_figures
 
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> None:
     clip = load(str(checkpoint), batch=options.batch or config["eval_batch"])
     warn = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with EmbeddingBar(console) as progress:
-        embedder = dataclasses.replace(clip.embedder, progress=progress, warn=warn)
+        told = dataclasses.replace(clip.embedder, progress=progress, warn=warn)
+        embedder = remembering(told)  # Figures and pictures need the same embeddings.
         figures = run_evals(evals, dataset, embedder, options.evals)
     left_out = any(name.endswith("/left_out") for name in figures)
     out.mkdir(parents=True, exist_ok=True)

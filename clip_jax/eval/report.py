@@ -77,7 +77,7 @@ def draw_evals(
 
     `Retrieval` gives `<name>_text_to_image.png` and `<name>_image_to_text.png`, `ZeroShot` of
     up to 20 classes `<name>_confusion.png`. A slash in a name becomes an underscore. The model
-    is run again, as figures alone do not say which picture was found.
+    is asked again, as figures alone do not say which picture was found (see `eval.remember`).
 
     Raises:
       ValueError: as the evaluations' own `run`.
