@@ -28,25 +28,16 @@ def main(argv: list[str]) -> None:
     from clip_jax.api import load
     from clip_jax.checkpoint.start import checkpoint_folder, saved_config
     from clip_jax.cli.progress import EmbeddingBar
-    from clip_jax.config import from_data, read_json
-    from clip_jax.data import DatasetConfig
+    from clip_jax.config import read_json
     from clip_jax.eval.remember import remembering
     from clip_jax.eval.report import draw_evals, table
-    from clip_jax.eval.suite import EvalConfig, run_evals, write_figures
+    from clip_jax.eval.suite import run_evals, write_figures
 
     console = Console(file=sys.stdout)
     checkpoint = checkpoint_folder(options.model)
     out = options.out or _out(pathlib.Path(options.model).resolve(), checkpoint)
     config = saved_config(checkpoint)
-    if "data" not in config:  # The average of weights from elsewhere.
-        raise ValueError(
-            f"{options.model} was not trained here, so it has no evaluations of its own: "
-            "give --suite"
-        )
-    dataset = from_data(DatasetConfig, config["data"], "data")
-    if options.data_root is not None:
-        dataset = _moved(dataset, options.data_root)
-    evals = from_data(dict[str, EvalConfig], config["evals"], "evals")
+    dataset, evals = _own(config, options)
     clip = load(str(checkpoint), batch=options.batch or config["eval_batch"])
     warn = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with EmbeddingBar(console) as progress:
@@ -65,6 +56,23 @@ def main(argv: list[str]) -> None:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
     if left_out:  # What was told above must not pass for done.
         raise SystemExit(suites.LEFT_OUT)
+
+
+def _own(config: dict[str, Any], options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Data set and evaluations of a run."""
+    from clip_jax.config import from_data
+    from clip_jax.data import DatasetConfig
+    from clip_jax.eval.suite import EvalConfig
+
+    if "data" not in config:  # The average of weights from elsewhere.
+        raise ValueError(
+            f"{options.model} was not trained here, so it has no evaluations of its own: "
+            "give --suite"
+        )
+    dataset = from_data(DatasetConfig, config["data"], "data")
+    if options.data_root is not None:
+        dataset = _moved(dataset, options.data_root)
+    return dataset, from_data(dict[str, EvalConfig], config["evals"], "evals")
 
 
 def parser() -> argparse.ArgumentParser:
