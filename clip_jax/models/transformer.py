@@ -208,9 +208,10 @@ class Stack(nn.Module):
     def _block(self, mask: Array | None) -> Callable[[Any, Array, Draws | None, Any], Array]:
         """A block as a function of its parameters, fetched and kept as configured."""
         cfg, fetch = self.cfg, self.fetch or Fetch(layer=lambda params: params)
+        fetched = jax.named_call(fetch.layer, name="fetched")
 
         def run(params: Any, x: Array, draws: Draws | None, ends: Array | None) -> Any:
-            params = fetch.layer(params) if fetch.again else params
+            params = fetched(params) if fetch.again else params
             return Block(cfg, self.dtype).apply({"params": params}, x, mask, ends, draws)
 
         kept = run
@@ -219,4 +220,4 @@ class Stack(nn.Module):
             kept = jax.checkpoint(run, policy=keep, prevent_cse=cfg.unroll >= cfg.layers)
         if fetch.again:
             return kept
-        return lambda params, *rest: kept(fetch.layer(params), *rest)
+        return lambda params, *rest: kept(fetched(params), *rest)

@@ -60,7 +60,7 @@ def contrastive(
         optim=OptimConfig(
             method=AdamW(b2=b2), learning_rate=learning_rate, schedule=Cosine(warmup=warmup)
         ),
-        packing=Packing(row=128, tokens_per_caption=32.0),
+        packing=Packing(row=80, tokens_per_caption=32.0),
     )
 
 

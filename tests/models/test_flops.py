@@ -73,6 +73,9 @@ def test_counts_equal_those_of_the_traced_model(name, tiny, variant, products):
     pooled = cfg.image.pool == "class"
     assert traced("encode_image", 1, size, size, 3) == (image, left_out(cfg.image, tokens) * pooled)
     assert traced("encode_text", 1, length, dtype=int) == (text, left_out(cfg.text, length))
+    used = flops(cfg, train=True)
+    assert image - used.image == left_out(cfg.image, tokens) * pooled
+    assert text - used.text == left_out(cfg.text, length)
     leaves = [sum(leaf.size for leaf in jax.tree.leaves(shapes[t])) for t in ("image", "text")]
     assert list(parameters(cfg))[:2] == leaves
     assert parameters(cfg).model == sum(leaf.size for leaf in jax.tree.leaves(shapes))
