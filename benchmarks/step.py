@@ -19,8 +19,9 @@ sleeps. Before they are timed they must show that they are the same: as many par
 the same weights the same loss on the same batch, before and after each of two updates.
 
 Prints medians and minima and, as the last line, one JSON object: the ratio of our time to theirs
-(the median of the rounds' own ratios; each round runs both, in changing order). A GPU's figures
-have TFLOP/s, counted for the whole model with all its padding, and the share of the chip's peak.
+(the median of the rounds' own ratios; each round runs both, in changing order). TFLOP/s count
+each one's own rows of captions, packed or padded, and whole last blocks; on a GPU the share of the
+chip's peak is told, too.
 The lines for GPUs are written, but have not been run on one yet.
 """
 
@@ -53,7 +54,7 @@ PAUSE = 0.3
 """Seconds before each turn, in which the other's threads stop looking for work."""
 
 
-def configured(case: str, batch: int, root: str | None, lean: bool):
+def configured(case: str, batch: int, root: str | None):
     """The run whose step is timed; its rate is small and constant."""
     from clip_jax.config import load_config
     from clip_jax.data import TarShards
@@ -72,21 +73,6 @@ def configured(case: str, batch: int, root: str | None, lean: bool):
         config = dataclasses.replace(config, model=same)
     else:
         config = recipes.contrastive("runs/step", data, model=case, **scale)
-    if lean:
-        from clip_jax.data.packing import Packing
-
-        model = config.model
-        image, text = (
-            dataclasses.replace(
-                tower, stack=dataclasses.replace(tower.stack, unroll=tower.stack.layers)
-            )
-            for tower in (model.image, model.text)
-        )
-        config = dataclasses.replace(
-            config,
-            model=dataclasses.replace(model, image=image, text=text),
-            packing=Packing(row=text.context_length, tokens_per_caption=24.0),
-        )
     optim = dataclasses.replace(config.optim, learning_rate=RATE, schedule=Constant(warmup=0))
     return dataclasses.replace(config, optim=optim, evals={})
 
@@ -245,7 +231,7 @@ def their_step(config, images, tokens, weights):
 def serve(name, args, weights, line):
     """What a process does: it is told a method of its contestant, and answers."""
     warnings.simplefilter("ignore")
-    config = configured(args.case, args.batch, args.root, args.lean)
+    config = configured(args.case, args.batch, args.root)
     images, tokens = real_batch(config) if args.root else synthetic_batch(config)
     made = {"ours": our_step, "theirs": their_step}[name](config, images, tokens, weights)
     line.send({"parameters": made.parameters, "ways": made.ways, "peak": made.peak})
@@ -311,12 +297,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pairs in a step; the case's own if not given")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each (%(default)s)")
     parser.add_argument("--data.root", dest="root", help="flickr8k: a folder of its shards")
-    parser.add_argument(
-        "--lean",
-        action="store_true",
-        help="ours with packed captions and blocks side by side, two fields of the config that "
-        "leave work out and the result as it is (flickr8k has them anyway)",
-    )
     parser.add_argument("--peer", choices=WAYS, help="run theirs so; all are tried if not given")
     args = parser.parse_args()
     args.batch = args.batch or cases[args.case]
@@ -342,28 +322,27 @@ def main() -> None:
 
 def report(args, seconds, ways, peak):
     """Print what was found."""
-    from clip_jax.models.flops import flops
-    from clip_jax.models.resnet import ResNetConfig
+    from clip_jax.train.cost import step_cost
 
-    config = configured(args.case, args.batch, args.root, args.lean)
-    image, packing = config.model.image, config.packing
-    assert not isinstance(image, ResNetConfig)
-    packed = f"captions packed ({packing})" if packing else "captions not packed"
-    side = image.stack.unroll >= image.stack.layers
-    pooled = "only what is pooled" if side else "all tokens"
-    print(f"ours alone: {packed}; the last block of the image tower computes {pooled}")
+    config = configured(args.case, args.batch, args.root)
+    packed = f"captions packed ({config.packing})" if config.packing else "captions not packed"
+    print(f"ours alone: {packed}; of what is not pooled, last blocks compute keys and values only")
     print("both: transparent huge pages, as train.py asks for")
-    work = 3 * args.batch * sum(flops(config.model))
+    work = {
+        "ours": step_cost(config).total,
+        "theirs": step_cost(dataclasses.replace(config, packing=None)).total,
+    }
     for name, times in seconds.items():
         middle, least = statistics.median(times), min(times)
-        share = f", MFU {work / middle / peak:.1%}" if peak else ""
+        done = work[name] / middle
+        share = f", MFU {done / peak:.1%}" if peak else ""
         print(
             f"{name} ({ways[name]}): median {middle:.3f} s, least {least:.3f} s of {len(times)}, "
-            f"{args.batch / middle:.1f} images/s, {work / middle / 1e12:.3f} TFLOP/s{share}"
+            f"{args.batch / middle:.1f} images/s, {done / 1e12:.3f} TFLOP/s{share}"
         )
     own, other = seconds["ours"], seconds["theirs"]
     result = {
-        "name": f"step/{args.case}" + ", lean" * args.lean,
+        "name": f"step/{args.case}",
         "ratio": round(statistics.median(a / b for a, b in zip(own, other, strict=True)), 3),
         "better": "lower",
         "ratio_of_least": round(min(own) / min(other), 3),

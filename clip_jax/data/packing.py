@@ -59,8 +59,9 @@ def pack(
     if needed > rows and not grow:
         raise ValueError(
             f"{each} captions need {needed} rows of {packing.row} tokens, packing has room for "
-            f"{rows}, which several processes cannot change: a packing.tokens_per_caption of "
-            f"{needed * packing.row / each:.1f} or a little more would hold them"
+            f"{rows}, which several processes cannot change. A packing.tokens_per_caption of "
+            f"{needed * packing.row / each:.1f} would hold these; with a fifth more than that the "
+            "run can go on from its last checkpoint"
         )
     while rows < needed:
         rows *= 2

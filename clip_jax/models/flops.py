@@ -30,20 +30,22 @@ class Parameters(NamedTuple):
 class _Cost(NamedTuple):
     """Of a part: multiply-adds for one image or text, and learned numbers."""
 
-    multiplies: int
+    multiplies: int | float
     weights: int
 
 
-def flops(cfg: ClipConfig, *, train: bool = False) -> Flops:
+def flops(cfg: ClipConfig, *, train: bool = False, packed: float = 1.0) -> Flops:
     """Two operations a multiply-add, counted for matrix products and convolutions alone.
 
     Both products of attention count in full, also where a mask hides half of them. A NaFlex tower
     is counted with as many patches as its table of positions has.
 
     Args:
-      train: of the tokens that training sees: `patch_dropout` and `train_length` leave some out.
+      train: only what training computes: `patch_dropout` and `train_length` leave tokens out, and
+        the last block of a tower that pools one token has no more than keys and values of others.
+      packed: texts in a sequence, with `train`; `text` is then per sequence.
     """
-    image, text = _image(cfg, train), _text(cfg.text, cfg.embed_dim, train)
+    image, text = _image(cfg, train), _text(cfg.text, cfg.embed_dim, train, packed)
     return Flops(2.0 * image.multiplies, 2.0 * text.multiplies)
 
 
@@ -68,7 +70,7 @@ def _table(size: int) -> _Cost:
     return _Cost(0, size)
 
 
-def _dense(rows: int, inputs: int, outputs: int, bias: bool = True) -> _Cost:
+def _dense(rows: int | float, inputs: int, outputs: int, bias: bool = True) -> _Cost:
     return _Cost(rows * inputs * outputs, (inputs + bias) * outputs)
 
 
@@ -77,7 +79,7 @@ def _conv(cells: int, kernel: int, inputs: int, outputs: int) -> _Cost:
     return _total(_dense(cells, kernel**2 * inputs, outputs, bias=False), _table(2 * outputs))
 
 
-def _attention(queries: int, keys: int, width: int, outputs: int | None = None) -> _Cost:
+def _attention(queries: int | float, keys: int, width: int, outputs: int | None = None) -> _Cost:
     """Projections of the queries, keys, values and result, and the two products between."""
     rows = (queries, keys, keys)
     projections = [_dense(count, width, width) for count in rows]
@@ -85,18 +87,22 @@ def _attention(queries: int, keys: int, width: int, outputs: int | None = None) 
     return _total(*projections, _Cost(2 * queries * keys * width, 0))
 
 
-def _mlp(rows: int, cfg: StackConfig) -> _Cost:
+def _mlp(rows: int | float, cfg: StackConfig) -> _Cost:
     hidden = cfg.mlp_width or 4 * cfg.width
     return _total(_dense(rows, cfg.width, hidden), _dense(rows, hidden, cfg.width))
 
 
-def _stack(tokens: int, cfg: StackConfig) -> _Cost:
-    """All blocks, each with two norms, and the norm at the end."""
+def _stack(tokens: int, cfg: StackConfig, pooled: int | float | None = None) -> _Cost:
+    """All blocks, the last one for `pooled` tokens or all, and the norm at the end."""
+    blocks = [_block(tokens, tokens, cfg)] * (cfg.layers - 1)
+    last = _block(tokens if pooled is None else pooled, tokens, cfg)
+    return _total(*blocks, last, _table(2 * cfg.width))
+
+
+def _block(queries: int | float, tokens: int, cfg: StackConfig) -> _Cost:
     norm = _table(2 * cfg.width)
-    block = _total(norm, _attention(tokens, tokens, cfg.width), norm, _mlp(tokens, cfg))
-    if cfg.layer_scale is not None:
-        block = _total(block, _table(2 * cfg.width))
-    return _total(*[block] * cfg.layers, norm)
+    block = _total(norm, _attention(queries, tokens, cfg.width), norm, _mlp(queries, cfg))
+    return block if cfg.layer_scale is None else _total(block, norm)
 
 
 def _vit(cfg: ViTConfig, embed_dim: int, train: bool) -> _Cost:
@@ -104,7 +110,7 @@ def _vit(cfg: ViTConfig, embed_dim: int, train: bool) -> _Cost:
     tokens = patches + cfg.has_class_token
     parts = [
         _dense(patches, 3 * cfg.patch_size**2, width, cfg.patch_bias),
-        _stack(tokens, cfg.stack),
+        _stack(tokens, cfg.stack, 1 if train and cfg.pool == "class" else None),
     ]
     if cfg.has_class_token:
         parts.append(_table(width))
@@ -120,12 +126,13 @@ def _vit(cfg: ViTConfig, embed_dim: int, train: bool) -> _Cost:
     return _total(*parts)
 
 
-def _text(cfg: TextConfig, embed_dim: int, train: bool = False) -> _Cost:
+def _text(cfg: TextConfig, embed_dim: int, train: bool = False, packed: float = 1.0) -> _Cost:
     width, length = cfg.stack.width, cfg.context_length
     tokens = cfg.train_length if train and cfg.train_length else length
-    parts = [_table((cfg.vocab_size + length) * width), _stack(tokens, cfg.stack)]
+    stack = _stack(tokens, cfg.stack, packed if train else None)
+    parts = [_table((cfg.vocab_size + length) * width), stack]
     if cfg.project:
-        parts.append(_dense(1, width, embed_dim, cfg.head_bias))
+        parts.append(_dense(packed, width, embed_dim, cfg.head_bias))
     return _total(*parts)
 
 

@@ -49,9 +49,7 @@ class StackConfig:
     dropout: float = 0.0
     """Share of each branch's output set to zero while training."""
     unroll: int = 1
-    """Blocks compiled side by side, longer to compile. With as many as there are layers, the
-    last block computes only the token that is pooled: less work by 1 / (1.2 * layers). The
-    result is the same but for rounding."""
+    """Blocks compiled side by side, longer to compile; the result is the same but for rounding."""
     remat: Kept | None = None
     """What of each block is kept for its backward pass, beside its input; the rest is computed
     again. See `models.remat`; None keeps all."""
@@ -151,8 +149,9 @@ class Fetch:
 class Stack(nn.Module):
     """`layers` blocks whose parameters share arrays with a leading axis of that length.
 
-    Returns the tokens that `ends` chooses (see `take_tokens`), or all. Dropout is on exactly
-    when the caller hands in `draws`, which are of all tokens.
+    Returns the tokens that `ends` chooses (see `take_tokens`), or all. Of what is not chosen the
+    last block computes no more than keys and values: less work by 1 / (1.2 * layers). Dropout is
+    on exactly when the caller hands in `draws`, which are of all tokens.
     """
 
     cfg: StackConfig
@@ -169,48 +168,56 @@ class Stack(nn.Module):
         draws: Draws | None = None,
     ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
         draws = draws if self.cfg.dropout else None
-        if self.cfg.unroll >= self.cfg.layers and not self.is_initializing():
-            return self._unrolled(x, mask, ends, draws)
-        block = Block
-        fetch = None if self.is_initializing() else self.fetch
-        if fetch is not None and fetch.again:
-            block = nn.map_variables(block, "params", self._fetched)
-        if self.cfg.remat is not None:
-            keep = policy(self.cfg.remat, self.cfg.offload)
-            block = nn.remat(block, prevent_cse=False, policy=keep)
-        if fetch is not None and not fetch.again:
-            block = nn.map_variables(block, "params", self._fetched)
+        if not self.is_initializing():
+            return self._applied(x, mask, ends, draws)
         scan = nn.scan(
-            lambda module, x, layer: (module(x, mask, None, draws and draws.fold(layer)), None),
+            lambda block, x, _: (block(x, mask), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.cfg.layers,
-            unroll=self.cfg.unroll,
         )
-        numbers = None if draws is None else jnp.arange(self.cfg.layers)
-        x = scan(block(self.cfg, self.dtype, name="blocks"), x, numbers)[0]
+        x = scan(Block(self.cfg, self.dtype, name="blocks"), x, None)[0]
         return x if ends is None else take_tokens(x, ends)
 
-    def _fetched(self, variables: Any) -> Any:
-        params = variables["params"]
-        return {"params": params if self.fetch is None else self.fetch.layer(params)}
-
-    def _unrolled(
+    def _applied(
         self, x: Array, mask: Array | None, ends: Array | None, draws: Draws | None
     ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
-        """The same with a block of code for each layer: the last one computes only `ends`."""
-        fetched = self.fetch is not None and not self.fetch.again
+        """All blocks in a loop or side by side; the last one by itself if it computes `ends`."""
+        layers, unroll = self.cfg.layers, self.cfg.unroll
+        run, stacked = self._block(mask), self.variables["params"]["blocks"]
+        if unroll >= layers:
+            apart = jax.tree.map(jnp.unstack, stacked)
+            for layer in range(layers):
+                params = jax.tree.map(lambda u: u[layer], apart, is_leaf=lambda u: type(u) is tuple)  # noqa: B023
+                chosen = ends if layer == layers - 1 else None
+                x = run(params, x, draws and draws.fold(layer), chosen)
+            return x
+        looped = layers if ends is None else layers - 1
+
+        def one(x: Array, given: Any) -> tuple[Array, None]:
+            params, layer = given
+            return run(params, x, draws and draws.fold(layer), None), None
+
+        first = jax.tree.map(lambda p: p[:looped], stacked)
+        x = jax.lax.scan(one, x, (first, jnp.arange(looped)), unroll=unroll)[0]
+        if ends is None:
+            return x
+        last = jax.tree.map(lambda p: p[-1], stacked)
+        return run(last, x, draws and draws.fold(layers - 1), ends)
+
+    def _block(self, mask: Array | None) -> Callable[[Any, Array, Draws | None, Any], Array]:
+        """A block as a function of its parameters, fetched and kept as configured."""
+        cfg, fetch = self.cfg, self.fetch or Fetch(layer=lambda params: params)
+        fetched = jax.named_call(fetch.layer, name="fetched")
 
         def run(params: Any, x: Array, draws: Draws | None, ends: Array | None) -> Any:
-            params = {"params": params} if fetched else self._fetched({"params": params})
-            return Block(self.cfg, self.dtype).apply(params, x, mask, ends, draws)
+            params = fetched(params) if fetch.again else params
+            return Block(cfg, self.dtype).apply({"params": params}, x, mask, ends, draws)
 
-        if self.cfg.remat is not None:
-            run = jax.checkpoint(run, policy=policy(self.cfg.remat, self.cfg.offload))
-        stacked = jax.tree.map(jnp.unstack, self.variables["params"]["blocks"])
-        for layer in range(self.cfg.layers):
-            params = jax.tree.map(lambda u: u[layer], stacked, is_leaf=lambda u: type(u) is tuple)  # noqa: B023
-            params = self._fetched({"params": params})["params"] if fetched else params
-            chosen = ends if layer == self.cfg.layers - 1 else None
-            x = run(params, x, draws and draws.fold(layer), chosen)
-        return x
+        kept = run
+        if cfg.remat is not None:
+            keep = policy(cfg.remat, cfg.offload)
+            kept = jax.checkpoint(run, policy=keep, prevent_cse=cfg.unroll >= cfg.layers)
+        if fetch.again:
+            return kept
+        return lambda params, *rest: kept(fetched(params), *rest)

@@ -32,6 +32,8 @@ MAY_DIFFER = (
     "model.*.stack.offload",
     "accumulate",
     "last.accumulate",
+    "packing*",
+    "last.packing*",
     "data.root",
     "data.path",
     "embeddings",

@@ -34,23 +34,24 @@ class StepCost:
 
 
 def step_cost(config: TrainConfig) -> StepCost:
-    """Of the tokens that training sees: dropped patches, cut and packed captions do not count.
+    """Of what training computes: padding of packed captions, what is dropped or cut, and what
+    last blocks leave out do not count. Captions that need more room than `packing` has cost more.
 
     Raises:
       ValueError: a pattern in `optim.rates` matches no parameter.
     """
-    model, batch, rows = config.model, config.batch, float(config.batch)
-    if config.packing is not None:  # A row is a text of its length, but for its few projections.
+    model, batch, packed = config.model, config.batch, 1.0
+    if config.packing is not None:
         row = config.packing.row
         text = dataclasses.replace(model.text, context_length=row, train_length=None)
         model = dataclasses.replace(model, text=text)
-        rows = batch * config.packing.tokens_per_caption / row
-    towers = flops(model, train=True)
+        packed = row / config.packing.tokens_per_caption
+    towers = flops(model, train=True, packed=packed)
     shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     frozen = masks.frozen(shapes, config.optim.rates)
     return StepCost(
         image=batch * towers.image if config.embeddings is None else 0.0,
-        text=rows * towers.text,
+        text=batch / packed * towers.text,
         logits=2.0 * batch**2 * model.embed_dim,
         trained=tuple(t for t in ("image", "text") if not all(jax.tree.leaves(frozen[t]))),
     )

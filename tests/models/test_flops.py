@@ -49,6 +49,12 @@ VARIANTS = {
 }
 
 
+def left_out(tower, tokens):
+    """Operations of the last block for what is not pooled: all but keys and values."""
+    width, hidden = tower.stack.width, tower.stack.mlp_width or 4 * tower.stack.width
+    return (tokens - 1) * (2 * 2 * width**2 + 2 * 2 * width * hidden + 2 * 2 * tokens * width)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_counts_equal_those_of_the_traced_model(name, tiny, variant, products):
     cfg = variant(tiny, **VARIANTS[name])
@@ -56,12 +62,20 @@ def test_counts_equal_those_of_the_traced_model(name, tiny, variant, products):
     size, length = cfg.image.image_size, cfg.text.context_length
 
     def traced(method, *shape, dtype=float):
-        encode = partial(CLIP(cfg).apply, method=method)
-        return products(encode, {"params": shapes}, jnp.zeros(shape, dtype))
+        """Of the plain form, which makes the parameters, and of that which uses them."""
+        inputs = jnp.zeros(shape, dtype)
+        plain = products(partial(CLIP(cfg).init, method=method), jax.random.key(0), inputs)
+        used = products(partial(CLIP(cfg).apply, method=method), {"params": shapes}, inputs)
+        return plain, plain - used
 
     image, text = flops(cfg)
-    assert image == traced("encode_image", 1, size, size, 3)
-    assert text == traced("encode_text", 1, length, dtype=int)
+    tokens = cfg.image.grid**2 + cfg.image.has_class_token
+    pooled = cfg.image.pool == "class"
+    assert traced("encode_image", 1, size, size, 3) == (image, left_out(cfg.image, tokens) * pooled)
+    assert traced("encode_text", 1, length, dtype=int) == (text, left_out(cfg.text, length))
+    used = flops(cfg, train=True)
+    assert image - used.image == left_out(cfg.image, tokens) * pooled
+    assert text - used.text == left_out(cfg.text, length)
     leaves = [sum(leaf.size for leaf in jax.tree.leaves(shapes[t])) for t in ("image", "text")]
     assert list(parameters(cfg))[:2] == leaves
     assert parameters(cfg).model == sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -110,7 +110,7 @@ def test_what_is_compiled_is_the_step_that_training_runs(small_run, monkeypatch)
 
 def test_flops_and_times_of_the_estimate(rehearsed):
     config, found = rehearsed.config, rehearsed.estimate
-    towers = flops(config.model)
+    towers = flops(config.model, train=True)
     loss = 6 * BATCH**2 * 128
     assert found.flops == pytest.approx(3 * BATCH * (towers.image + towers.text) + loss)
     assert found.executed == pytest.approx(
@@ -147,7 +147,7 @@ def test_what_each_remat_computes_again(small_run):
     assert shares[None] == 0 and shares["nothing"] == 1
     assert 0 < shares["products"] < shares["attention"] < 1
     twice = dataclasses.replace(small_run, accumulate=2)
-    towers = flops(small_run.model)
+    towers = flops(small_run.model, train=True)
     more = step_flops(twice)[1] - step_flops(small_run)[1]
     assert more == pytest.approx(BATCH * (towers.image + towers.text))
 

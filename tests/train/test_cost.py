@@ -1,8 +1,11 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from clip_jax.data.packing import Packing
+from clip_jax.data.packing import Packing, pack
 from clip_jax.losses import Softmax
 from clip_jax.models.clip import CLIP, init_params
 from clip_jax.optim import masks
@@ -47,9 +50,16 @@ def test_it_is_what_the_traced_step_multiplies(config, products, variant, rates,
     assert products(jax.value_and_grad(loss), params) == counted - spared
 
 
-def test_packed_captions_cost_the_rows_that_they_lie_in(config, variant):
+def test_packed_captions_cost_the_rows_that_they_lie_in(config, products, variant):
     config = variant(config, tokenizer=ClipBpe(context_length=8))
     plain = variant(config, **{"model.text.causal": True, "model.text.pool": "eot"})
-    packed = variant(plain, packing=Packing(row=8, tokens_per_caption=4.0))
-    assert step_cost(packed).text == step_cost(plain).text / 2
+    packing = Packing(row=8, tokens_per_caption=4.0)
+    packed = variant(plain, packing=packing)
+    tokens = np.full((config.batch, 8), 5, np.int32)
+    tokens[:, 3], tokens[:, 4:] = 63, 0  # Four tokens each.
+    laid = pack(tokens, 1, packing)
+    assert laid.tokens.shape == (1, config.batch // 2, 8)
+    params = jax.eval_shape(lambda: init_params(packed.model, jax.random.key(0)))
+    encode = partial(CLIP(packed.model).apply, method="encode_text")
+    assert step_cost(packed).text == products(encode, {"params": params}, laid)
     assert step_cost(packed).image == step_cost(plain).image
