@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     if len(set(options.models)) < max(len(options.models), 2):
         raise ValueError(f"an ensemble needs two or more models, each once; got {options.models}")
-    keys = suites.chosen(options, labelled="an ensemble")
+    keys = suites.chosen(options, whom="an ensemble")
     cache = suites.cache_of(options)
     find = suites.finder(keys, options)
     keep_compiled()

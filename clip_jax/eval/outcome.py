@@ -24,6 +24,9 @@ class Outcome:
       a metric that is their mean, NaN for those that do not count; what `compare` resamples.
     * classification: `class_names` (K,) str, `labels` (n,) int, `top` (n, up to 5) int: the classes
       with the highest scores, best first, `confidence` (n,) float: probability of `top[:, 0]`.
+    * several labels: `class_names` (K,) str, `targets` (n, K) bool, `ranks` (n, K) unsigned: the
+      place of each score among those of its class, 0 for the highest; the last two only of data
+      sets that are not huge.
     * retrieval: `captions` (m,) str, `image_of_text` (m,) int;
       `to_image/queries` (q,) rows of captions, `to_image/found` (q, 5) of pictures, best first;
       `to_text/queries` (q,) rows of pictures, `to_text/found` (q, 5) rows of captions.
