@@ -60,12 +60,13 @@ def test_a_table_and_a_page_say_the_same(folders, pairings, tmp_path, monkeypatc
             " to ".join(signed(one.metric, e) for e in ends),
         ]
         assert row[1:6] == [one.metric, *shown]
-        assert [cell.text for cell in cells[:6]] == [pairing.dataset, *row[1:6]]
-        assert [dom.value(cells[i]) for i in (2, 3, 4)] == [one.first, one.second, one.difference]
-        assert [float(d["value"]) for d in cells[5].all("data")] == list(ends)
-        assert row[6] == cells[6].text
+        assert [cell.text for cell in cells[:5]] == [pairing.dataset + row[1], *row[2:6]]
+        assert cells[0].one("span", "metric").text == one.metric
+        assert [dom.value(cells[i]) for i in (1, 2, 3)] == [one.first, one.second, one.difference]
+        assert [float(d["value"]) for d in cells[4].all("data")] == list(ends)
+        assert row[6] == cells[5].text
     assert rows[1][6] == "B is higher" and pairings["sets/0"].main_metric.interval.low > 0
-    assert [cell.text for cell in table[1][7:]] == [
+    assert [cell.text for cell in table[1][6:]] == [
         f"{count:,}" for count in (pairings["sets/0"].lost, pairings["sets/0"].gained)
     ]
     assert lines[-1] == "written: compare.html" and said.err == ""

@@ -24,7 +24,6 @@ from clip_jax.eval.drawn_precision import drawn_precision, ranks
 from clip_jax.eval.logistic import Regression
 from clip_jax.eval.one_vs_rest import Tagged, one_versus_rest
 from clip_jax.eval.probe import STRENGTHS
-from clip_jax.eval.run_suite import Measures
 
 sets = types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).parent / "standins.py")))
 KEY, CLASSES = "voc2007_multilabel", sets.CLASSES[:4]
@@ -287,7 +286,3 @@ def test_labels_that_the_train_split_lacks_are_told(root, tmp_path, pictures):
     share = targets_of(pictures[1])[:, 1].mean()
     assert table[CLASSES[1]]["average precision"] == pytest.approx(share)
     assert json.dumps(found.figures)
-    with pytest.raises(ValueError, match="'multilabel'; this is measured only on those of"):
-        Measures(by_kind={"zero_shot": measure_probe.PROBES["knn"]}).of(
-            types.SimpleNamespace(task=types.SimpleNamespace(kind="multilabel", key=KEY))
-        )
