@@ -14,8 +14,8 @@ MULTILABEL = ("linear",)
 """Those of `measure_probe.MULTILABEL`."""
 EPILOG = """\
 suites: datacomp, clip_benchmark, imagenet_shifts, retrieval, fairness, compositional, quick
-exit status with --suite: 0 all data sets are measured; 3 some are left out, and named at the end;
-1 nothing could be done
+exit status with --suite: 0 all data sets are measured; 3 some or all are left out, and named at the
+end; 1 none could be tried
 with --probe results go to a folder of their own, probe_NAME, in that of the suite
 example: python eval.py ViT-B-32/openai --suite imagenet1k,vtab/pets --root /data"""
 
@@ -74,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> None:
             "the image tower has no projection of its own: its features are the embeddings, but "
             "not scaled to length 1"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    suites.make_folder(out)
     with EmbeddingBar(console) as progress:
         model = suites.showing(model, progress, say)
         report = run_suite(keys, lambda key: find(key, say), model, out, cache, say, measures)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -56,6 +57,21 @@ def cache_of(options: argparse.Namespace) -> Any:
         raise ValueError(f"--cache-gb starts at 0, got {size:g}")
     folder = pathlib.Path(options.cache or CACHE).expanduser()
     return Cache(folder=folder, limit=int(size * 1e9))
+
+
+def make_folder(path: pathlib.Path) -> pathlib.Path:
+    """The folder for results, made if it is not there, before hours go into them.
+
+    Raises:
+      OSError: nothing can be written there; names it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as fault:
+        what = "there is a file of that name" if path.is_file() else fault.strerror or fault
+        raise OSError(fault.errno, f"cannot write to --out {path}: {what}") from fault
+    return path
 
 
 def sayer(console: Any) -> Callable[[str], None]:

@@ -115,7 +115,15 @@ def load(
         if plain.pop("identity") != identity and identity is not None:
             return None
         plain["skipped"] = tuple(plain["skipped"])
-        with np.load(arrays, allow_pickle=False) as found:
-            return Outcome(**plain, arrays={name: found[name] for name in found.files})
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as fault:
+        return Outcome(**plain, arrays=_arrays(arrays))
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise ValueError(f"{path}: not an outcome as this program writes it: {fault}") from fault
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as fault:
+        # NumPy takes what it does not know for a pickle, and says so.
+        raise ValueError(f"{path.name} beside it is damaged") from fault

@@ -139,6 +139,17 @@ def test_what_is_missing_is_said_at_the_end_with_a_status_of_its_own(
     assert "written" not in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(
+    command, loaded, root, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    for out, why in (("file", "there is a file of that name"), ("file/x", "Not a directory")):
+        assert command("model", "--suite", "mnist", "--root", root, "--batch", 8, "--out", out) == 1
+        said = capsys.readouterr()
+        assert said.err.endswith(f" cannot write to --out {out}: {why}\n")
+        assert "pictures" not in said.out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -337,4 +348,4 @@ def test_the_help_names_suites_and_statuses(capsys):
         eval_command.main(["--help"])
     shown = capsys.readouterr().out
     assert "suites: datacomp, clip_benchmark, imagenet_shifts" in shown
-    assert "3 some are left out" in shown
+    assert "3 some or all are left out" in shown
