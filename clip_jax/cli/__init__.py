@@ -8,7 +8,7 @@ from clip_jax.cli.process import use_huge_pages
 COMMANDS = {
     "train": "train or continue a run: clip-jax train configs/digits.py [--steps 100 ...]",
     "eval": "evaluate a run or checkpoint: clip-jax eval runs/digits",
-    "compare": "two evaluations side by side: clip-jax compare runs/a/eval runs/b/eval",
+    "compare": "two evaluations side by side: clip-jax compare runs/a runs/b",
     "prompts": "choose prompt templates: clip-jax prompts DATASET --model ViT-B-32/openai",
     "ensemble": "several models together: clip-jax ensemble MODEL MODEL --suite cifar10 --root DIR",
     "soup": "average weights: clip-jax soup MODEL MODEL --suite cifar10 --root DIR --out OUT",

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     if len(set(options.models)) < max(len(options.models), 2):
         raise ValueError(f"an ensemble needs two or more models, each once; got {options.models}")
-    keys = suites.chosen(options, labelled="an ensemble")
+    keys = suites.chosen(options, whom="an ensemble")
     cache = suites.cache_of(options)
     find = suites.finder(keys, options)
     keep_compiled()
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     console = Console(file=sys.stdout)
     say = suites.sayer(console)
     models = {path: suites.suite_model(path, options.batch) for path in options.models}
-    options.out.mkdir(parents=True, exist_ok=True)
+    suites.make_folder(options.out)
     with EmbeddingBar(console) as progress:
         models = {path: suites.showing(model, progress, say) for path, model in models.items()}
         members = {path: Embeddings(model, cache, say) for path, model in models.items()}

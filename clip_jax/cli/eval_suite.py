@@ -10,10 +10,12 @@ from clip_jax.cli import suites
 
 PROBES = ("linear", "few_shot", "knn")
 """The names of `measure_probe.PROBES`, which is slow to import."""
+MULTILABEL = ("linear",)
+"""Those of `measure_probe.MULTILABEL`."""
 EPILOG = """\
 suites: datacomp, clip_benchmark, imagenet_shifts, retrieval, fairness, compositional, quick
-exit status with --suite: 0 all data sets are measured; 3 some are left out, and named at the end;
-1 nothing could be done
+exit status with --suite: 0 all data sets are measured; 3 some or all are left out, and named at the
+end; 1 none could be tried
 with --probe results go to a folder of their own, probe_NAME, in that of the suite
 example: python eval.py ViT-B-32/openai --suite imagenet1k,vtab/pets --root /data"""
 
@@ -52,7 +54,8 @@ def evaluate(options: argparse.Namespace) -> None:
     probing = options.probe is not None
     if not probing and (options.projected or options.train_split):
         raise ValueError("--projected and --train-split go with --probe")
-    keys = suites.chosen(options, labelled="a probe" if probing else "")
+    kinds = ("zero_shot", *(["multilabel"] if options.probe in MULTILABEL else []))
+    keys = suites.chosen(options, whom=f"--probe {options.probe}" if probing else "", kinds=kinds)
     cache = suites.cache_of(options)
     find = suites.finder(keys, options, train=probing)  # Before the model, which takes a while.
     from rich.console import Console
@@ -71,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> None:
             "the image tower has no projection of its own: its features are the embeddings, but "
             "not scaled to length 1"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    suites.make_folder(out)
     with EmbeddingBar(console) as progress:
         model = suites.showing(model, progress, say)
         report = run_suite(keys, lambda key: find(key, say), model, out, cache, say, measures)
@@ -84,16 +87,21 @@ def _probe(options: argparse.Namespace, out: pathlib.Path) -> tuple[pathlib.Path
     import numpy as np
     from jax.sharding import Mesh
 
-    from clip_jax.eval.measure_probe import PROBES, folder_of
+    from clip_jax.eval import measure_probe
     from clip_jax.eval.run_suite import Measures
 
     projected = bool(options.projected)
-    name = folder_of(options.probe, projected=projected)
+    name = measure_probe.folder_of(options.probe, projected=projected)
     mesh = Mesh(np.array(jax.local_devices()), ("data",))
-    measure = functools.partial(PROBES[options.probe], projected=projected, mesh=mesh)
+    kinds = {"zero_shot": measure_probe.PROBES, "multilabel": measure_probe.MULTILABEL}
+    measures = {
+        kind: functools.partial(known[options.probe], projected=projected, mesh=mesh)
+        for kind, known in kinds.items()
+        if options.probe in known
+    }
     # No figure in print for the model itself is one of a probe of it.
     title = f"{options.model}, {name.replace('_', ' ')}"
-    return out / name, title, Measures(by_kind={"zero_shot": measure}, settings=name)
+    return out / name, title, Measures(by_kind=measures, settings=name)
 
 
 def _out(model: str) -> pathlib.Path:

@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Collection
 from typing import Any
 
 CACHE = "~/.cache/clip_jax/embeddings"
@@ -56,6 +57,21 @@ def cache_of(options: argparse.Namespace) -> Any:
         raise ValueError(f"--cache-gb starts at 0, got {size:g}")
     folder = pathlib.Path(options.cache or CACHE).expanduser()
     return Cache(folder=folder, limit=int(size * 1e9))
+
+
+def make_folder(path: pathlib.Path) -> pathlib.Path:
+    """The folder for results, made if it is not there, before hours go into them.
+
+    Raises:
+      OSError: nothing can be written there; names it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as fault:
+        what = "there is a file of that name" if path.is_file() else fault.strerror or fault
+        raise OSError(fault.errno, f"cannot write to --out {path}: {what}") from fault
+    return path
 
 
 def sayer(console: Any) -> Callable[[str], None]:
@@ -151,26 +167,31 @@ def showing(model: Any, progress: Any, say: Callable[[str], None]) -> Any:
     return dataclasses.replace(model, embedder=embedder)
 
 
-def chosen(options: argparse.Namespace, *, labelled: str = "") -> tuple[str, ...]:
+def chosen(
+    options: argparse.Namespace, *, whom: str = "", kinds: Collection[str] = ("zero_shot",)
+) -> tuple[str, ...]:
     """The data sets that are meant.
 
     Args:
-      labelled: who needs exactly one label a sample: then those of a suite without are left out.
+      whom: for what, if not for every kind of task; those of a suite that are of another are
+        left out.
+      kinds: of task that fit.
 
     Raises:
-      ValueError: one of these is asked for by name; no data set is left.
+      ValueError: a data set that does not fit is asked for by name; none is left.
     """
     from clip_jax.eval.tasks import TASKS, select
 
     keys = select(options.suite)
-    if not labelled:
+    if not whom:
         return keys
-    unfit = [key for key in keys if key in TASKS and TASKS[key].kind != "zero_shot"]
+    unfit = [key for key in keys if key in TASKS and TASKS[key].kind not in kinds]
     if named := set(unfit) & {name.strip() for name in options.suite.split(",")}:
         listed = ", ".join(sorted(named))
-        raise ValueError(f"no data set for {labelled}: {listed} (a sample has no one label)")
+        which = "one label a sample, or several" if "multilabel" in kinds else "one label a sample"
+        raise ValueError(f"{whom} needs data sets with {which}, unlike {listed}")
     if len(unfit) == len(keys):
-        raise ValueError(f"--suite {options.suite} holds no data set for {labelled}")
+        raise ValueError(f"--suite {options.suite} holds no data set for {whom}")
     return tuple(key for key in keys if key not in unfit)
 
 
@@ -193,6 +214,7 @@ def finder(
         raise ValueError(f"{prepared[0]} needs --templates FILE (and may have --classes FILE)")
     if len(prepared) < len(keys) and options.root is None:
         raise ValueError("--suite needs --root DIR with the data sets, or --root hub")
+    _require_there(options)
     require_known([key for key in keys if key not in prepared], options.root)
     # DataComp has no train splits.
     first = first_layout(() if train else options.suite.split(","))
@@ -210,6 +232,19 @@ def finder(
         return open_by_key(key, options.root, warn, first=first, train=train)
 
     return opened
+
+
+def _require_there(options: argparse.Namespace) -> None:
+    """Check what the options name, before a model is loaded; raises FileNotFoundError for all."""
+    faults = []
+    if options.root not in (None, "hub") and not pathlib.Path(options.root).is_dir():
+        faults.append(f"--root: no folder {options.root}")
+    for option in ("classes", "templates"):
+        path = getattr(options, option)
+        if path is not None and not pathlib.Path(path).is_file():
+            faults.append(f"--{option}: no file {path}")
+    if faults:
+        raise FileNotFoundError("; ".join(faults))
 
 
 def finish(
@@ -234,14 +269,14 @@ def finish(
             averages={_part(mean): mean.mean for mean in report.aggregates},
             absent=report.failures,
         )
-    for file in ("eval.json", "eval_results.jsonl", "results", "report.html", "plots"):
-        if (out / file).exists():
+        for file in ("eval.json", "eval_results.jsonl", "results", "report.html", "plots"):
             say(f"written: {out / file}")
     if report.failures:
         asked = len(report.failures) + len(report.outcomes)
         say(f"{len(report.failures)} of {asked} data sets are left out:")
         for key, why in report.failures.items():
-            say(f"  {key}: {why}")
+            named = why.startswith((f"{key} ", f"{key}: "))
+            say(f"  {why}" if named else f"  {key}: {why}")
         raise SystemExit(LEFT_OUT)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clip_jax.eval.bootstrap import Interval, paired_difference
+from clip_jax.eval.drawn_precision import drawn_precision
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.shifts import present_macro_f1
 
@@ -145,6 +146,13 @@ def _require_same_samples(a: Outcome, b: Outcome, first: np.ndarray, second: np.
         if wrong.size:
             key = a.arrays["keys"][first[wrong[0]]]
             raise ValueError(f"{wrong.size} samples have other labels; the first is {str(key)!r}")
+    if "targets" in a.arrays and "targets" in b.arrays:
+        ours, theirs = a.arrays["targets"][first], b.arrays["targets"][second]
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{ours.shape[1]} and {theirs.shape[1]} classes")
+        if (wrong := np.flatnonzero((ours != theirs).any(axis=1))).size:
+            key = a.arrays["keys"][first[wrong[0]]]
+            raise ValueError(f"{wrong.size} samples have other labels; the first is {str(key)!r}")
     if "captions" in a.arrays and "captions" in b.arrays:
         ours, theirs = _captions(a), _captions(b)
         for row, other in zip(first.tolist(), second.tolist(), strict=True):
@@ -164,9 +172,12 @@ def _captions(one: Outcome) -> dict[int, list[str]]:
 def _compared(a: Outcome, b: Outcome, metric: str, rows: Rows) -> Compared:
     first, second = float(a.figures[metric]), float(b.figures[metric])
     interval, why = None, "it cannot be computed from what was kept of each sample"
+    means = _means(a, b, metric, rows)
     if len(rows[0]) == 0:
         why = "no samples were kept"
-    elif (means := _means(a, b, metric, rows)) is not None:
+    elif (len(rows[0]) if means is None else len(means[0])) == 1:
+        why = "one sample alone counts in it"
+    elif means is not None:
         interval = paired_difference(means[1], means[0])
     elif (pair := _measures(a, b, metric)) is not None:
         interval = _resampled(*pair, rows)
@@ -238,6 +249,8 @@ def _ways(one: Outcome, metric: str) -> Iterator[tuple[str, Measure]]:
         yield "classes", _class_mean(arrays["labels"], arrays["credit/acc1"])
     if metric == "F1-macro_all" and "labels" in arrays and "top" in arrays:
         yield "f1", _macro_f1(arrays)
+    if metric == "mean_average_precision" and "ranks" in arrays and "targets" in arrays:
+        yield "precisions", drawn_precision(arrays["ranks"], arrays["targets"])
     if metric.endswith("_wg") or "worst" in metric:
         yield from _worst_ways(arrays)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.eval.checks import require_finite, require_indices, require_lengths
 
@@ -87,7 +87,7 @@ class Regression:
             raise ValueError(f"at least 2 classes are needed, got {classes}")
         if (empty := np.flatnonzero(np.bincount(labels, minlength=classes) == 0)).size:
             raise ValueError(f"no sample to learn classes {empty.tolist()} from")
-        self.classes, self.samples = classes, len(labels)
+        self.classes, self.samples, self.mesh = classes, len(labels), mesh
         self.mean = features.mean(axis=0, dtype=np.float64)
         divided, whole, parts = None, None, 1
         if mesh is not None:
@@ -118,11 +118,7 @@ class Regression:
         Raises:
           ValueError: strength is not above 0.
         """
-        if not strength > 0:
-            raise ValueError(f"strength must be above 0, got {strength}")
-        # Of two classes scikit-learn has one vector w, for which ours are -w / 2 and w / 2.
-        penalty = strength * (2 if self.classes == 2 else 1) / self.samples
-        problem = _Problem(**self.data, penalty=jnp.float32(penalty))
+        problem = self._problem(strength, self.classes)
         theta, taken, decrement = jax.device_get(_minimise(problem, self.classes, steps))
         weights = theta[:-1].astype(np.float64)
         return Probe(
@@ -132,6 +128,42 @@ class Regression:
             steps=int(taken),
             decrement=float(decrement),
         )
+
+    def solve_each(
+        self, targets: Bool[np.ndarray, "n K"], strength: float, *, steps: int = 1000
+    ) -> tuple[Float[np.ndarray, "D K"], Float[np.ndarray, " K"]]:
+        """As `solve`, of K problems of two classes each on the same features, all at once.
+
+        Args:
+          targets: a column a problem, in place of the labels; each has both values.
+          strength: of the penalty of each, above 0.
+
+        Returns:
+          Weights and biases of the log-odds, features @ weights + bias, in float64.
+
+        Raises:
+          ValueError: another number of samples; columns of one value; strength is not above 0.
+        """
+        if len(targets) != self.samples:
+            raise ValueError(f"{len(targets)} rows of targets for {self.samples} samples")
+        if (plain := np.flatnonzero(targets.all(axis=0) | ~targets.any(axis=0))).size:
+            raise ValueError(f"every sample has the same target in columns {plain.tolist()}")
+        problem, fill = self._problem(strength, 2), len(self.data["x"]) - self.samples
+        labels = np.pad(targets.T.astype(np.int32), ((0, 0), (0, fill)))
+        divided = None
+        if self.mesh is not None:
+            divided = NamedSharding(self.mesh, PartitionSpec(None, self.mesh.axis_names))
+        labels = jax.device_put(labels, divided)
+        theta = np.asarray(_minimise_each(problem, labels, steps), np.float64)
+        weights = (theta[:, :-1, 1] - theta[:, :-1, 0]).T
+        return weights, theta[:, -1, 1] - theta[:, -1, 0] - self.mean @ weights
+
+    def _problem(self, strength: float, classes: int) -> "_Problem":
+        if not strength > 0:
+            raise ValueError(f"strength must be above 0, got {strength}")
+        # Of two classes scikit-learn has one vector w, for which ours are -w / 2 and w / 2.
+        penalty = strength * (2 if classes == 2 else 1) / self.samples
+        return _Problem(**self.data, penalty=jnp.float32(penalty))
 
 
 class _Problem(NamedTuple):
@@ -210,6 +242,13 @@ def _minimise(problem: _Problem, classes: int, steps: Int[Array, ""] | int):
         first,
     )
     return last.kept, last.step, last.best
+
+
+@jax.jit
+def _minimise_each(problem: _Problem, labels: Int[Array, "K n"], steps: Int[Array, ""] | int):
+    """Weights and bias of two classes, for each row of labels: (K, D1, 2)."""
+    # One wide matrix product over all: the samples are read once, not once a problem.
+    return jax.vmap(lambda own: _minimise(problem._replace(labels=own), 2, steps)[0])(labels)
 
 
 def _advance(problem: _Problem, state: _State) -> _State:

@@ -3,13 +3,19 @@
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from clip_jax.eval.classification import average_precision
 from clip_jax.eval.classified import classified, labelled, report_classes, require_lengths
+from clip_jax.eval.drawn_precision import ranks
 from clip_jax.eval.once import Embeddings, Pictures
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.zero_shot import classifier, classify
+
+KEPT = 4_000_000
+"""Scores whose order an outcome keeps at most, for `compare`: 40,000 pictures of 100 classes, over
+which its 2,000 draws take minutes."""
 
 
 def zero_shot(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -> Outcome:
@@ -37,36 +43,72 @@ def multilabel(opened: Opened, embeddings: Embeddings, warn: Callable[[str], Non
     Raises:
       ValueError: no usable sample; vectors that are not a 0 or 1 for each class.
     """
-    task, classes = opened.task, opened.classes
-    found = embeddings.pictures(opened.source, opened.pictures).without(_without_numbers)
-    require_lengths(found, len(classes), f"{len(classes)} class names", opened)
+    found, targets = with_targets(opened, embeddings.pictures(opened.source, opened.pictures))
+    weights = classifier(lambda texts: embeddings.texts(texts), opened.classes, opened.templates)
+    scores = found.images.astype(np.float64) @ weights.astype(np.float64).T
+    return labelled_with_several(opened, found, targets, scores, warn)
+
+
+def with_targets(opened: Opened, found: Pictures) -> tuple[Pictures, Bool[np.ndarray, "n K"]]:
+    """The pictures that have a vector of labels, and these vectors.
+
+    Raises:
+      ValueError: no picture has one; vectors that are not a 0 or 1 for each class.
+    """
+    found, count = found.without(_without_numbers), len(opened.classes)
+    require_lengths(found, count, f"{count} class names", opened)
     targets = np.array(found.numbers)
     if (strange := np.flatnonzero((targets < 0) | (targets > 1))).size:
-        first = int(strange[0]) // len(classes)
+        first = int(strange[0]) // count
         raise ValueError(
             f"{opened.folder}: labels of several classes are 0 or 1, but those of sample "
             f"{found.keys[first]!r} are {found.numbers[first]}"
         )
-    weights = classifier(lambda texts: embeddings.texts(texts), classes, opened.templates)
-    scores = found.images.astype(np.float64) @ weights.astype(np.float64).T
-    each = average_precision(scores, targets.astype(bool))
+    return found, targets.astype(bool)
+
+
+def labelled_with_several(
+    opened: Opened,
+    found: Pictures,
+    targets: Bool[np.ndarray, "n K"],
+    scores: Float[np.ndarray, "n K"],
+    warn: Callable[[str], None],
+    *,
+    task: str = "",
+) -> Outcome:
+    """What scores of pictures with several labels are worth, whatever gave them.
+
+    Args:
+      found, targets: of `with_targets`.
+      scores: higher means more likely; compared within a class only.
+      task: of the outcome; empty: the data set's own kind.
+
+    Raises:
+      ValueError: scores that are not finite.
+    """
+    classes, key = opened.classes, opened.task.key
+    each = average_precision(scores, targets)
     if lacking := [classes[int(k)] for k in np.flatnonzero(np.isnan(each))]:
-        warn(f"{task.key}: classes without a picture, which count as 0: {', '.join(lacking)}")
+        warn(f"{key}: classes without a picture, which count as 0: {', '.join(lacking)}")
     each = np.nan_to_num(each)
-    counts = targets.sum(axis=0)
     rows = {
         name: {"average precision": float(value), "pictures": float(count)}
-        for name, value, count in zip(_distinct(classes), each, counts, strict=True)
+        for name, value, count in zip(_distinct(classes), each, targets.sum(axis=0), strict=True)
     }
+    kept = {"ranks": ranks(scores), "targets": targets}
     return Outcome(
-        key=task.key,
-        dataset=task.name,
-        task=task.kind,
-        main=task.main,
+        key=key,
+        dataset=opened.task.name,
+        task=task or opened.task.kind,
+        main=opened.task.main,
         figures={"mean_average_precision": float(each.mean())},
         tables={"Average precision by class": rows},
         skipped=found.skipped,
-        arrays={"keys": np.array(found.keys), "class_names": np.array(classes)},
+        arrays={
+            "keys": np.array(found.keys),
+            "class_names": np.array(classes),
+            **(kept if scores.size <= KEPT else {}),
+        },
     )
 
 

@@ -11,8 +11,10 @@ from jaxtyping import Int
 from clip_jax.eval import probe
 from clip_jax.eval.classified import classified, labelled, report_classes
 from clip_jax.eval.embed import unit
+from clip_jax.eval.measure_classes import labelled_with_several, with_targets
 from clip_jax.eval.neighbours import neighbour_votes
 from clip_jax.eval.once import Embeddings, Pictures, brief
+from clip_jax.eval.one_vs_rest import Tagged, one_versus_rest
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.probe import Labelled
@@ -62,6 +64,40 @@ def linear(
     tried = {f"{strength:.3g}": {"acc1": value} for strength, value in swept.tried.items()}
     tables = {**found.tables, "Validation accuracy by strength of the penalty": tried}
     return dataclasses.replace(found, figures={**found.figures, **more}, tables=tables)
+
+
+def linear_multilabel(
+    opened: Opened,
+    embeddings: Embeddings,
+    warn: Callable[[str], None],
+    *,
+    projected: bool = False,
+    mesh: Mesh | None = None,
+) -> Outcome:
+    """`linear` where samples carry several labels: a regression for each, all of one strength.
+
+    The figure is `mean_average_precision`, on the validation split, too, which is a fifth of the
+    train split whatever its labels. Arguments as `linear`.
+
+    Raises:
+      ValueError: a split without a usable sample; vectors that are not a 0 or 1 for each class; a
+        train split in which no class has both; a validation split without a label.
+    """
+    learned, train = _tagged(_train(opened), embeddings, projected)
+    if learned.skipped:
+        warn(f"{opened.task.key}: of the train split, {brief(learned.skipped)}")
+    found, test = _tagged(opened, embeddings, projected)
+    if unseen := [opened.classes[k] for k in np.flatnonzero(~train.targets.any(axis=0))]:
+        _say_unseen(opened, unseen, warn)
+    kept, held = probe.hold_out(np.zeros(len(train.targets), np.int64))
+    swept = one_versus_rest(train.rows(kept), train.rows(held), mesh=mesh)
+    scores, task = swept.scores(test.features), "linear_probe"
+    one = labelled_with_several(opened, found, test.targets, scores, warn, task=task)
+    name = "mean_average_precision"
+    more = {"strength": swept.strength, f"validation_{name}": max(swept.tried.values())}
+    tried = {f"{strength:.3g}": {name: value} for strength, value in swept.tried.items()}
+    tables = {**one.tables, "Mean average precision on the validation split by strength": tried}
+    return dataclasses.replace(one, figures={**one.figures, **more}, tables=tables)
 
 
 def few_shot(
@@ -139,7 +175,9 @@ def knn(
 
 
 PROBES: Mapping[str, Callable[..., Outcome]] = {"linear": linear, "few_shot": few_shot, "knn": knn}
-"""By the name that the command line gives them."""
+"""By the name that the command line gives them; for one label a sample."""
+MULTILABEL: Mapping[str, Callable[..., Outcome]] = {"linear": linear_multilabel}
+"""The same for several."""
 
 
 def folder_of(name: str, *, projected: bool) -> str:
@@ -160,15 +198,26 @@ class _Task:
         return self.train.rows(kept), self.train.rows(held)
 
 
+def _train(opened: Opened) -> Opened:
+    """The train split."""
+    if opened.train is None:
+        raise ValueError(f"{opened.folder}: a probe needs a train split")
+    # What is told of the groups of a test sample, nobody asks of those to learn from.
+    plain = dataclasses.replace(opened.task, groups=(), macro=False)
+    return dataclasses.replace(opened.train, task=plain)
+
+
+def _tagged(part: Opened, embeddings: Embeddings, projected: bool) -> tuple[Pictures, Tagged]:
+    pictures = embeddings.pictures(part.source, part.pictures, features=not projected)
+    found, targets = with_targets(part, pictures)
+    return found, Tagged(features=found.images, targets=targets)
+
+
 def _task(
     opened: Opened, embeddings: Embeddings, warn: Callable[[str], None], projected: bool
 ) -> _Task:
-    if opened.train is None:
-        raise ValueError(f"{opened.folder}: a probe needs a train split")
     embed = functools.partial(embeddings.pictures, features=not projected)
-    # What is told of the groups of a test sample, nobody asks of those to learn from.
-    plain = dataclasses.replace(opened.task, groups=(), macro=False)
-    source = dataclasses.replace(opened.train, task=plain)
+    source = _train(opened)
     learned, labels = labelled(source, embed(source.source, source.pictures))
     if learned.skipped:
         warn(f"{opened.task.key}: of the train split, {brief(learned.skipped)}")
@@ -187,8 +236,12 @@ def _report_unseen(
 ) -> None:
     counts = np.bincount(labels, minlength=len(opened.classes))
     if unseen := [opened.classes[k] for k in np.flatnonzero(counts == 0)]:
-        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
-        warn(
-            f"{opened.task.key}: no probe can name classes without a picture in the train split: "
-            f"{', '.join(unseen[:5])}{more}"
-        )
+        _say_unseen(opened, unseen, warn)
+
+
+def _say_unseen(opened: Opened, unseen: list[str], warn: Callable[[str], None]) -> None:
+    more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+    warn(
+        f"{opened.task.key}: no probe can name classes without a picture in the train split: "
+        f"{', '.join(unseen[:5])}{more}"
+    )

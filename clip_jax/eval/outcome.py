@@ -24,6 +24,9 @@ class Outcome:
       a metric that is their mean, NaN for those that do not count; what `compare` resamples.
     * classification: `class_names` (K,) str, `labels` (n,) int, `top` (n, up to 5) int: the classes
       with the highest scores, best first, `confidence` (n,) float: probability of `top[:, 0]`.
+    * several labels: `class_names` (K,) str, `targets` (n, K) bool, `ranks` (n, K) unsigned: the
+      place of each score among those of its class, 0 for the highest; the last two only of data
+      sets that are not huge.
     * retrieval: `captions` (m,) str, `image_of_text` (m,) int;
       `to_image/queries` (q,) rows of captions, `to_image/found` (q, 5) of pictures, best first;
       `to_text/queries` (q,) rows of pictures, `to_text/found` (q, 5) rows of captions.
@@ -112,7 +115,15 @@ def load(
         if plain.pop("identity") != identity and identity is not None:
             return None
         plain["skipped"] = tuple(plain["skipped"])
-        with np.load(arrays, allow_pickle=False) as found:
-            return Outcome(**plain, arrays={name: found[name] for name in found.files})
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as fault:
+        return Outcome(**plain, arrays=_arrays(arrays))
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise ValueError(f"{path}: not an outcome as this program writes it: {fault}") from fault
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as fault:
+        # NumPy takes what it does not know for a pickle, and says so.
+        raise ValueError(f"{path.name} beside it is damaged") from fault

@@ -78,7 +78,8 @@ def _count(number: int, what: str) -> str:
 def _averages(found: Sequence[Outcome], model: str, averages: Mapping[str, float] | None) -> Html:
     main = [value for one in found if (value := one.main_figure) is not None]
     if averages is None:
-        averages = {f"mean of {len(main)} main figures": float(np.mean(main))} if main else {}
+        label = f"mean of {_count(len(main), 'main figure')}"
+        averages = {label: float(np.mean(main))} if main else {}
     if not averages:
         return Html()
     rows = []

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clip_jax.eval.compare import Compared, Pairing
-from clip_jax.eval.page_parts import NONE, Html, change, document, number, table, tag, write
+from clip_jax.eval.page_parts import NONE, Html, change, document, join, number, table, tag, write
 from clip_jax.eval.report import readable, signed
 
 NOTE = (
@@ -109,9 +109,9 @@ def write_comparison(
         tag("h2", "Data sets"),
         table(
             "Main figure of each data set. Differences of shares in percentage points.",
-            ("data set", *HEAD, "only A right", "only B right"),
+            ("data set", *HEAD[1:], "only A right", "only B right"),
             [_row(one) for one in pairings],
-            words=(1, 6),
+            words=(5,),
         ),
         tag("p", NOTE, class_="quiet"),
         listed,
@@ -122,11 +122,13 @@ def write_comparison(
 
 def _row(pairing: Pairing) -> tuple[str, ...]:
     one = pairing.main_metric
-    name = tag("bdi", pairing.dataset)
+    told = tag("span", "no main metric" if one is None else one.metric, class_="metric")
+    # One column for both: on a phone the differences are in sight.
+    name = join([tag("bdi", pairing.dataset), told])
     if one is None:
-        return (name, "no main metric", *[NONE] * 4, "", NONE, NONE)
+        return (name, *[NONE] * 4, "", NONE, NONE)
     sides = (NONE if n is None else f"{n:,}" for n in (pairing.lost, pairing.gained))
-    return (name, *_cells(one), *sides)
+    return (name, *_cells(one)[1:], *sides)
 
 
 def _cells(one: Compared) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ def _cells(one: Compared) -> tuple[str, ...]:
 def _all_metrics(pairing: Pairing) -> Html:
     rows = [_cells(one) for one in pairing.metrics]
     label = f"All metrics of {pairing.dataset}"
-    body = table(label, HEAD, rows, words=(5,))
+    body = table(label, HEAD, rows, words=(5,), caption=False)
     return tag("details", tag("summary", label), body)
 
 

@@ -29,16 +29,15 @@ def read_all(out: str | os.PathLike[str], keys: Collection[str] | None = None) -
       ValueError: a file that is no outcome, or lacks its arrays; keys without an outcome.
     """
     folder = pathlib.Path(out) / "results"
+    wanted = None if keys is None else {outcomes.file_name(key) for key in keys}
     found = []
     for path in sorted(folder.glob("*.json")):
-        data = read_json(path)
-        key = data.get("key") if isinstance(data, dict) else None
-        if not isinstance(key, str) or outcomes.file_name(key) != path.stem:
-            raise ValueError(f"{path}: not an outcome as this program writes it")
-        one = outcomes.load(folder, key)
-        if one is None:
-            raise ValueError(f"{path} has lost its arrays, {path.stem}.npz: evaluate it again")
-        found.append(one)
+        try:
+            found.append(_read(folder, path))
+        except ValueError:
+            # What an earlier evaluation left damaged is not shown, and no fault of this one.
+            if wanted is None or path.stem in wanted:
+                raise
     if not found:
         raise FileNotFoundError(f"no evaluation in {out}: it has no results/*.json")
     if keys is None:
@@ -47,6 +46,17 @@ def read_all(out: str | os.PathLike[str], keys: Collection[str] | None = None) -
     if missing := [key for key in keys if key not in known]:
         raise ValueError(f"{folder} has no outcome of {missing}; it has {list(known)}")
     return [known[key] for key in keys]
+
+
+def _read(folder: pathlib.Path, path: pathlib.Path) -> Outcome:
+    data = read_json(path)
+    key = data.get("key") if isinstance(data, dict) else None
+    if not isinstance(key, str) or outcomes.file_name(key) != path.stem:
+        raise ValueError(f"{path}: not an outcome as this program writes it")
+    one = outcomes.load(folder, key)
+    if one is None:
+        raise ValueError(f"{path} has lost its arrays, {path.stem}.npz: evaluate it again")
+    return one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

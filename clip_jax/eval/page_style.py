@@ -39,16 +39,18 @@ tbody th { font-weight: 500; max-width: 18rem; min-width: 7rem; overflow-wrap: a
 caption span { display: block; max-width: min(46rem, calc(100vw - 2rem)); }
 td.words, th.words { text-align: left; }
 td.words { min-width: 7rem; overflow-wrap: anywhere; }
+th .metric { display: block; font-size: .8rem; font-weight: 400; color: var(--quiet); }
 td .source { display: block; min-width: 11rem; max-width: 15rem; margin-left: auto;
   font-size: .8rem; color: var(--quiet); }
-summary { cursor: pointer; white-space: nowrap; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+td summary { white-space: nowrap; }
 td details[open] { min-width: 9rem; }
 details dl { display: grid; grid-template-columns: auto auto; gap: .1rem .8rem; margin: .4rem 0;
   font-size: .875rem; }
 dt { text-align: left; color: var(--quiet); } dd { margin: 0; text-align: right; }
 .better, .worse { white-space: nowrap; }
 .better { color: var(--right); font-weight: 600; } .worse { color: var(--wrong); font-weight: 600; }
-b { font-weight: 600; } .interval { white-space: nowrap; }
+b { font-weight: 600; } .interval, .interval data { white-space: nowrap; }
 .bar { display: block; width: 100%; min-width: 6rem; height: .8rem; margin-top: .35rem;
   background: var(--bar); border-radius: 2px; print-color-adjust: exact; }
 .bar span { display: block; height: 100%; background: var(--accent); border-radius: 2px;
@@ -99,15 +101,16 @@ details.apart { margin-top: 1.5rem; }
 .messages li { overflow-wrap: anywhere; }
 @media (max-width: 30rem) {
   main { padding: 1rem .9rem 3rem; } .found { gap: .3rem; } th, td { padding: .3rem .4rem; }
-  tbody th { min-width: 5.5rem; }
+  table { font-size: .875rem; } thead th { font-size: .8rem; }
+  tbody th { min-width: 5.5rem; } td .source { min-width: 6.5rem; overflow-wrap: anywhere; }
+  td summary { white-space: normal; word-break: break-all; } .interval { white-space: normal; }
   .cards { grid-template-columns: repeat(2, 1fr); } .bars td:nth-child(2) { width: 30%; }
   .bars tbody th { min-width: 6.5rem; }
   .bar { min-width: 4rem; } .side { grid-template-columns: 5rem minmax(0, 1fr); gap: .7rem; }
   .side ol { font-size: .9rem; }
 }
 @media print {
-  main { max-width: none; padding: 0; } .wide, details.apart { margin-top: 1.5rem; }
-.messages { overflow: visible; max-height: none; }
+  main { max-width: none; padding: 0; } .wide, .messages { overflow: visible; max-height: none; }
   tr { break-inside: avoid; } a { color: inherit; text-decoration: none; }
   details::details-content { content-visibility: visible; block-size: auto; }
   .back { display: none; }

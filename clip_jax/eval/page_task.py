@@ -51,7 +51,7 @@ def figures(outcome: Outcome) -> Html:
         (f"{metric} (main)" if metric == outcome.main else metric, number(metric, value))
         for metric, value in outcome.figures.items()
     ]
-    told = f"All {len(rows)} metrics"
+    told = f"All {len(rows)} metrics" if len(rows) != 1 else "The only metric"
     made = table(told, ("metric", "value"), rows, caption=len(rows) <= MANY)
     if len(rows) <= MANY:
         return made

@@ -24,8 +24,8 @@ ROWS, COLUMNS = 6, 5
 
 
 RATES = (
-    r"accuracy|acc(\d+|_.+)?|.*recall(@\d+|-macro_all)?|F1-macro_all|.*jaccard_score.*"
-    r"|mean_average_precision|.*calibration_error|(text|image)_acc|toxicity_.+|.*equalized_odds.*"
+    r"accuracy|(validation_)?acc\d*(_.+)?|.*recall(@\d+|-macro_all)?|F1-macro_all|.*jaccard_score.*"
+    r"|(validation_)?mean_average_precision|.*calibration_error|(text|image)_acc|toxicity_.+|.*equalized_odds.*"
 )
 """Metrics that are shown in percent."""
 

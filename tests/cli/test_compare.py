@@ -60,12 +60,13 @@ def test_a_table_and_a_page_say_the_same(folders, pairings, tmp_path, monkeypatc
             " to ".join(signed(one.metric, e) for e in ends),
         ]
         assert row[1:6] == [one.metric, *shown]
-        assert [cell.text for cell in cells[:6]] == [pairing.dataset, *row[1:6]]
-        assert [dom.value(cells[i]) for i in (2, 3, 4)] == [one.first, one.second, one.difference]
-        assert [float(d["value"]) for d in cells[5].all("data")] == list(ends)
-        assert row[6] == cells[6].text
+        assert [cell.text for cell in cells[:5]] == [pairing.dataset + row[1], *row[2:6]]
+        assert cells[0].one("span", "metric").text == one.metric
+        assert [dom.value(cells[i]) for i in (1, 2, 3)] == [one.first, one.second, one.difference]
+        assert [float(d["value"]) for d in cells[4].all("data")] == list(ends)
+        assert row[6] == cells[5].text
     assert rows[1][6] == "B is higher" and pairings["sets/0"].main_metric.interval.low > 0
-    assert [cell.text for cell in table[1][7:]] == [
+    assert [cell.text for cell in table[1][6:]] == [
         f"{count:,}" for count in (pairings["sets/0"].lost, pairings["sets/0"].gained)
     ]
     assert lines[-1] == "written: compare.html" and said.err == ""
@@ -136,15 +137,34 @@ def test_faults_are_one_message_and_nothing_is_written(folders, tmp_path, capsys
     out = tmp_path / "c.html"
     run(folders / "a", tmp_path, "--out", out, status=1)
     said = capsys.readouterr()
-    assert said.err == f"error: no evaluation in {tmp_path}: it has no results/*.json\n"
+    assert said.err == (
+        f"error: no evaluation in {tmp_path}: it has no results/, as eval.py MODEL --suite writes "
+        "them\n"
+    )
+    run(folders, folders / "a", "--out", out, status=1)
+    assert f"; below it {folders / 'a'}, {folders / 'b'} have them\n" in capsys.readouterr().err
     other = outcomes.classification("sets/0", "Set", NAMES, n=149)
     outcomes.write(tmp_path / "other", other)
     run(folders / "a", tmp_path / "other", "--out", out, status=1)
     said = capsys.readouterr()
     assert said.err.startswith("error: not the same data on both sides: sets/0: ")
     assert said.out == "" and said.err.count("\n") == 1 and not out.exists()
-    run(folders / "a", folders / "b", "--out", tmp_path / "no" / "c.html", status=1)
-    assert f"cannot write {tmp_path / 'no' / 'c.html'}" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    run(folders / "a", folders / "b", "--out", tmp_path / "file" / "c.html", status=1)
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_of_a_run_the_last_step_evaluated_is_taken(folders, few_resamples, tmp_path, capsys):
+    steps = tmp_path / "run" / "suites"
+    for step in ("90", "500", "500/probe_linear", "odd"):
+        (steps / step).mkdir(parents=True)
+    for step, name in (("90", "b"), ("500", "a"), ("odd", "b"), ("500/probe_linear", "b")):
+        (steps / step / "results").symlink_to(folders / name / "results")
+    out = tmp_path / "new" / "folder" / "c.html"
+    run(steps.parent, folders / "a", "--out", out)
+    shown = capsys.readouterr().out
+    assert f"A: {steps / '500'}\n" in shown and "own_a" in shown
+    assert out.is_file()
 
 
 def test_help_is_told_at_once():

@@ -464,6 +464,13 @@ def test_results_that_are_none_or_half_are_named(tmp_path, found):
     with pytest.raises(ValueError) as caught:
         page.write_report(tmp_path, "m")
     assert str(caught.value) == f"{path} has lost its arrays, cifar10.npz: evaluate it again"
+    (tmp_path / "results" / "cifar10.npz").write_bytes(b"garbage")
+    with pytest.raises(ValueError) as caught:
+        page.write_report(tmp_path, "m")
+    told = "not an outcome as this program writes it: cifar10.npz beside it is damaged"
+    save(found[1], tmp_path / "results", {})
+    page.write_report(tmp_path, "m", keys=[found[1].key])
+    assert str(caught.value) == f"{path}: {told}"
     for wrong in ("[]", '{"key": 1}', '{"key": "other"}'):
         path.write_text(wrong)
         with pytest.raises(ValueError) as caught:
