@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from clip_jax.config import read_json
 from clip_jax.data.sample import BadSampleError
@@ -124,7 +125,9 @@ def _require_same_model(results: pathlib.Path, model: Model) -> None:
     mine = {name: getattr(model, name) for name in _OF_MODEL}
     others = []
     for path in sorted(results.glob("*.json")):
-        identity = read_json(path).get("identity", {})
+        if (data := _whole(path)) is None:
+            continue  # Cut off by a crash: it is measured anew.
+        identity = data.get("identity", {})
         if any(identity.get(name) != mark for name, mark in mine.items()):
             others.append(path.name)
     if others:
@@ -135,11 +138,21 @@ def _require_same_model(results: pathlib.Path, model: Model) -> None:
         )
 
 
+def _whole(path: pathlib.Path) -> dict[str, Any] | None:
+    """An outcome's JSON; None where the file is damaged."""
+    with contextlib.suppress(ValueError):
+        if isinstance(data := read_json(path), dict):
+            return data
+    return None
+
+
 def _others(results: pathlib.Path) -> dict[str, Outcome]:
     """What earlier calls left, by key; a damaged outcome is none."""
     found: dict[str, Outcome] = {}
     for path in sorted(results.glob("*.json")):
-        key = read_json(path)["key"]
+        key = (_whole(path) or {}).get("key")
+        if not isinstance(key, str):
+            continue
         with contextlib.suppress(ValueError):
             if (one := outcome.load(results, key)) is not None:
                 found[key] = dataclasses.replace(one, arrays={})

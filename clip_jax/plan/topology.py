@@ -108,7 +108,7 @@ def devices(topology: Topology) -> list[Any]:
     except (JaxRuntimeError, NotImplementedError, RuntimeError) as error:
         if "libtpu" in str(error) and "INVALID_ARGUMENT" not in str(error):
             raise ValueError(
-                "planning for TPUs needs their compiler: pip install 'clip_jax[plan]'"
+                "planning for TPUs needs their compiler: pip install '.[plan]' in the repository"
             ) from error
         raise ValueError(f"the TPU compiler has no slice {topology}: {error}") from error
     return list(found.devices)

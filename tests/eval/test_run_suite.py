@@ -71,13 +71,27 @@ def test_what_is_done_is_not_redone_and_changed_data_is(root, tmp_path):
     assert changed.outcomes["mnist"].figures == first.outcomes["mnist"].figures
 
 
-def test_a_damaged_outcome_is_measured_anew(root, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("mnist.npz", b"PK"), ("mnist.json", b'{"key": "mni'), ("mnist.json", b"[]")],
+)
+def test_a_damaged_outcome_is_measured_anew(root, tmp_path, file, content):
     first = one(root, "mnist", tmp_path)
-    (tmp_path / "out" / "results" / "mnist.npz").write_bytes(b"PK")
+    (tmp_path / "out" / "results" / file).write_bytes(content)
     counts, said = [], []
     assert one(root, "mnist", tmp_path, counts=counts, said=said).figures == first.figures
     assert counts == []  # The embeddings are still there.
     assert any("mnist: measured anew: " in line for line in said)
+
+
+def test_a_damaged_outcome_of_another_data_set_is_in_nobody_s_way(root, tmp_path):
+    one(root, "mnist", tmp_path)
+    for name, content in {"cut": '{"key": "cu', "list": "[]"}.items():
+        (tmp_path / "out" / "results" / f"{name}.json").write_text(content)
+    figures = one(root, "stl10", tmp_path).figures
+    flat = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert flat["zero_shot/stl10/acc1"] == figures["acc1"]
+    assert "zero_shot/mnist/acc1" in flat
 
 
 def test_killed_and_started_again_equals_a_suite_without_a_break(root, tmp_path):
