@@ -89,12 +89,7 @@ def train_batches(
     Raises:
       ValueError: no samples, or a batch that hosts or streams cannot share equally.
     """
-    if batch < 1 or batch % process_count:
-        raise ValueError(f"a batch of {batch} cannot be shared by {process_count} hosts")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"there is no host {process_index} among {process_count}")
-    if len(source) == 0:
-        raise ValueError("the training data has no samples")
+    _check_shares(source, batch, process_index, process_count)
     check_streams(source, batch=batch, streams=streams, hosts=process_count)
     visits = Visits(
         source=source,
@@ -109,6 +104,16 @@ def train_batches(
         embeddings=embeddings,
     )
     return TrainBatches(visits, pipeline)
+
+
+def _check_shares(source: Source, batch: int, host: int, hosts: int) -> None:
+    """Raises ValueError if this host has no equal share of batches of the source."""
+    if batch < 1 or batch % hosts:
+        raise ValueError(f"a batch of {batch} cannot be shared by {hosts} hosts")
+    if not 0 <= host < hosts:
+        raise ValueError(f"there is no host {host} among {hosts}")
+    if len(source) == 0:
+        raise ValueError("the training data has no samples")
 
 
 class TrainBatches(Iterator[dict[str, Any]]):

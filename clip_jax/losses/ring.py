@@ -71,10 +71,7 @@ def walk(
     """
     axes = tiling.axes
     devices = math.prod(tiling.mesh.shape[axis] for axis in axes)
-    onward = [(place, (place + 1) % devices) for place in range(devices)]
-
-    def send(arrays: Any) -> Any:
-        return jax.tree.map(lambda array: lax.ppermute(array, axes, onward), arrays)
+    send = partial(_send, axes=axes, devices=devices)
 
     def share(images: Any, texts: Any, rows: Any, columns: Any) -> Any:
         visit_tiles = partial(_visit_tiles, visit, scale, images, tile=tiling.tile)
@@ -95,6 +92,12 @@ def walk(
         share, mesh=tiling.mesh, in_specs=(first, first, first, last), out_specs=(first, last)
     )
     return split(images, texts, rows, columns)
+
+
+def _send(arrays: Any, *, axes: tuple[str, ...], devices: int) -> Any:
+    """What the device before this one in the ring had."""
+    onward = [(place, (place + 1) % devices) for place in range(devices)]
+    return jax.tree.map(lambda array: lax.ppermute(array, axes, onward), arrays)
 
 
 def _visit_tiles(

@@ -22,6 +22,8 @@ class Stage(NamedTuple):
     dimension: int
     axes: tuple[str, ...]
     parts: int
+    wide: bool
+    """Whether gradients are summed in float32, whatever their type."""
 
 
 def stages(spec: PartitionSpec, fine: FineMesh, axes: tuple[str, ...]) -> list[Stage]:
@@ -30,12 +32,14 @@ def stages(spec: PartitionSpec, fine: FineMesh, axes: tuple[str, ...]) -> list[S
     So the last stage, whose result is the whole, runs along one ring of a torus, and those before
     it send a small part of that.
     """
+    # XLA for CPU ends the process at a bfloat16 sum where an axis of the mesh is not manual.
+    wide = fine.mesh.devices.flat[0].platform == "cpu"
     made = []
     for link in reversed([link for axis in axes for link in fine.links[axis]]):
         for dimension, entry in enumerate(spec):
             names = tuple(name for name in mesh_axes(entry) if name in link)
             if names:
-                made.append(Stage(dimension, names, fine.size(names)))
+                made.append(Stage(dimension, names, fine.size(names), wide))
     return made
 
 
@@ -73,7 +77,10 @@ def scatter(whole: Any, stage: Stage) -> Any:
     MiB; else it sends everything to everyone. So shares are laid out as rows of 128, padded to
     whole tiles, and cut into pieces.
     """
-    dimension, axes, parts = stage
+    dimension, axes, parts, wide = stage
+    kind = whole.dtype
+    if wide:
+        whole = whole.astype(jnp.float32)
     before, after = whole.shape[:dimension], whole.shape[dimension + 1 :]
     share = (*before, whole.shape[dimension] // parts, *after)
     flat = jnp.moveaxis(whole.reshape(*before, parts, *share[dimension:]), dimension, 0)
@@ -89,4 +96,4 @@ def scatter(whole: Any, stage: Stage) -> Any:
         )
         for piece in range(pieces)
     ]
-    return jnp.concatenate(mine).reshape(-1)[:size].reshape(share)
+    return jnp.concatenate(mine).reshape(-1)[:size].reshape(share).astype(kind)

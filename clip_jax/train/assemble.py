@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_jax.losses import LossConfig
@@ -62,12 +64,7 @@ def assemble(
     """
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(seed)))
     optimizer, schedule = build(optim, shapes, steps)
-
-    def init() -> State:
-        params = init_params(model, jax.random.key(seed))
-        average = None if ema is None else jax.tree.map(jnp.copy, params)
-        return State(jnp.int32(0), params, optimizer.init(params), average)
-
+    init = partial(_fresh, model, optimizer, seed, averaged=ema is not None)
     state = jax.eval_shape(init)
     shardings = state_shardings(state, rules, mesh)
     batch, whole = place.batch_sharding(rules, mesh), shardings.step
@@ -91,6 +88,15 @@ def assemble(
         abstract=jax.tree.map(_abstract, state, shardings),
         batch_sharding=batch,
     )
+
+
+def _fresh(
+    model: ClipConfig, optimizer: optax.GradientTransformation, seed: int, *, averaged: bool
+) -> State:
+    """The state before the first update."""
+    params = init_params(model, jax.random.key(seed))
+    average = jax.tree.map(jnp.copy, params) if averaged else None
+    return State(jnp.int32(0), params, optimizer.init(params), average)
 
 
 def state_shardings(state: State, rules: AxisRules, mesh: Mesh) -> State:

@@ -2,13 +2,17 @@
 
 import dataclasses
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from clip_jax.models.axes import logical_axes
 from clip_jax.plan.topology import devices, parse
 from clip_jax.sharding.chips import CHIPS, peak_flops
 from clip_jax.sharding.mesh import MeshConfig, build_mesh
+from clip_jax.sharding.place import batch_sharding, param_shardings
+from clip_jax.sharding.rules import HYBRID
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +57,30 @@ def test_where_one_device_is_unknown_there_is_no_peak():
     assert peak_flops(known) == 2 * CHIPS["h200"].flops
     for kind in ("cpu", "NVIDIA H100 PCIe"):
         assert peak_flops([*known, dataclasses.replace(known[0], device_kind=kind)]) is None
+
+
+@pytest.mark.parametrize(
+    "name, slices, sizes",
+    [
+        ("v5e:2x2", 2, {"replica": 2}),
+        ("v5e:2x4", 3, {"replica": 6}),
+        ("v5p:2x2x1", 2, {"replica": -1, "data": 4}),
+    ],
+)
+def test_under_hybrid_rules_each_slice_holds_all_of_each_parameter(name, slices, sizes):
+    """Shares within a slice are all different; gradients alone cross the network between slices."""
+    found = devices(parse(name, slices))
+    mesh = build_mesh(MeshConfig(**sizes), random.Random(1).sample(found, len(found)))
+    params = {"text": {"mlp": {"up": {"kernel": np.zeros((16, 64))}}}}
+    placed = param_shardings(params, logical_axes(params), HYBRID, mesh)
+    held = placed["text"]["mlp"]["up"]["kernel"].devices_indices_map((16, 64))
+    for replica in mesh.devices:
+        assert len({device.slice_index for device in replica.flat}) == 1
+        times = np.zeros((16, 64), int)
+        for device in replica.flat:
+            times[held[device]] += 1
+        assert (times == 1).all()
+    replicas = Counter(replica.flat[0].slice_index for replica in mesh.devices)
+    assert set(replicas.values()) == {len(mesh.devices) // slices} and len(replicas) == slices
+    rows = batch_sharding(HYBRID, mesh).devices_indices_map((len(found),))
+    assert sorted(part.start for (part,) in rows.values()) == list(range(len(found)))

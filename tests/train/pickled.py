@@ -1,6 +1,7 @@
 """Not a test: a config file for train.py, whose config is the pickle that PICKLED names.
 
-With PAUSE_S set, each step takes that many seconds more.
+With PAUSE_S set, each step takes that many seconds more. With STRIKE="STEP SIGNAL" each process
+sends itself that signal after the hooks of that step, when a save may still be under way.
 """
 
 import os
@@ -25,5 +26,23 @@ def fit_slowly(state, batches, step, **rest):
     return fit(state, batches, slow, **rest)
 
 
+def fit_and_strike(*args, hooks, **rest):
+    return fit(*args, hooks=[*hooks, Strike()], **rest)
+
+
+class Strike:
+    """The last hook."""
+
+    every = 1
+
+    def __call__(self, done, state, metrics):
+        step, number = map(int, os.environ["STRIKE"].split())
+        if done == step:
+            os.kill(os.getpid(), number)
+            time.sleep(3.0)  # jax looks once a second whether there was a SIGTERM.
+
+
+if "STRIKE" in os.environ:
+    experiment.fit = fit_and_strike
 if pause_s:
     experiment.fit = fit_slowly

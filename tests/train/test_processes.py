@@ -7,9 +7,6 @@ import pathlib
 import pickle
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -28,68 +25,7 @@ from clip_jax.train import experiment as experiment_module
 from clip_jax.train.experiment import train
 from clip_jax.train.loop import fit
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = pathlib.Path(__file__).with_name("pickled.py")
-
-
-@pytest.fixture(scope="module")
-def ports():
-    """Free ones, asked of the system; no two of a session are equal."""
-
-    def free():
-        while True:
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                port = server.getsockname()[1]
-            if port not in given:
-                given.add(port)
-                return port
-
-    given = set()
-    return free
-
-
-@pytest.fixture(scope="module")
-def launch(ports, tmp_path_factory):
-    """`launch(config, flags of each process, devices=1, **env)`: the processes, started."""
-    started = []
-
-    def start(config, *flags, devices=1, **env):
-        folder = tmp_path_factory.mktemp("launch")
-        (folder / "config").write_bytes(pickle.dumps(config))
-        port, count = ports(), len(flags)
-        for number, own in enumerate(flags):
-            flags_of_line = ("--coordinator", f"127.0.0.1:{port}")
-            place = [*flags_of_line, "--processes", str(count), "--process", str(number)]
-            with (folder / f"{number}").open("w") as output:
-                process = subprocess.Popen(
-                    [sys.executable, ROOT / "train.py", CONFIG, *place, *own],
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={
-                        **os.environ,
-                        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-                        "--xla_backend_optimization_level=0",
-                        "PICKLED": str(folder / "config"),
-                        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # No second start.
-                        "CLIP_JAX_START_S": "100",
-                        "CLIP_JAX_SILENCE_S": "60",
-                        **env,
-                    },
-                )
-            process.output = folder / f"{number}"
-            started.append(process)
-        return started[-count:]
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-
-
-def ended(processes, within_s=200):
-    """Exit status and output of each."""
-    codes = [process.wait(timeout=within_s) for process in processes]
-    return codes, [process.output.read_text() for process in processes]
 
 
 def losses(config):
@@ -154,7 +90,7 @@ def at(config, run):
 
 
 @pytest.fixture(scope="module")
-def stopped(alone, launch, tmp_path_factory):
+def stopped(alone, launch, ended, tmp_path_factory):
     """A run of two processes, one of which got SIGTERM; how they ended, and what they said."""
     config = at(alone, tmp_path_factory.mktemp("stopped") / "run")
     pair = launch(config, [], [], PAUSE_S="0.4")
@@ -179,7 +115,7 @@ def test_only_the_first_process_prints_progress(stopped):
 
 @pytest.mark.parametrize("count, devices", [(2, 2), (4, 1)])
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(
-    stopped, alone, launch, tmp_path, count, devices
+    stopped, alone, launch, ended, tmp_path, count, devices
 ):
     config = at(alone, tmp_path / "run")
     shutil.copytree(stopped[0].run, config.run)
@@ -197,7 +133,7 @@ def test_one_process_goes_on_with_what_two_have_saved(stopped, alone, tmp_path):
     same(config, alone)
 
 
-def test_a_process_killed_ends_the_other_with_a_message(alone, launch, tmp_path):
+def test_a_process_killed_ends_the_other_with_a_message(alone, launch, ended, tmp_path):
     config = at(alone, tmp_path / "run")
     pair = launch(config, [], [], PAUSE_S="0.4")
     trained_to(config, 1, pair)
@@ -207,7 +143,9 @@ def test_a_process_killed_ends_the_other_with_a_message(alone, launch, tmp_path)
     assert "error: process 1 is gone" in said[0]
 
 
-def test_processes_that_disagree_say_in_what_before_anything_is_written(alone, launch, tmp_path):
+def test_processes_that_disagree_say_in_what_before_anything_is_written(
+    alone, launch, ended, tmp_path
+):
     config = at(alone, tmp_path / "run")
     other = ["--seed", "3", "--optim.learning-rate", "0.5", "--data.samples", "91"]
     codes, said = ended(launch(config, [], other))
