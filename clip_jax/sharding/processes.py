@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 import signal
 import threading
 import types
@@ -207,6 +208,27 @@ def agree(fingerprints: Mapping[str, str]) -> None:
             faults.append(f"{name}: " + ", ".join(sides))
     if faults:
         raise ValueError("the processes of this run differ in " + "; ".join(faults))
+
+
+def require_shared(folder: str) -> None:
+    """Check that all processes see one folder, which the first one has made.
+
+    Raises:
+      ValueError: on all processes; names those that do not.
+    """
+    # A name that no folder of an older run has.
+    mark = pathlib.Path(folder) / f"seen-by-all-{gather_json(secrets.token_hex(8))[0]}"
+    if is_first():
+        mark.touch()
+    gather_json("written")  # No earlier than that does anyone look.
+    seen = gather_json(mark.exists())
+    if is_first():
+        mark.unlink()
+    if blind := [number for number, sees in enumerate(seen) if not sees]:
+        raise ValueError(
+            f"the run folder {folder} of process 0 is not seen by {_numbers(blind)}: it must lie "
+            "on a disk that all of them share"
+        )
 
 
 def _numbers(processes: list[int]) -> str:

@@ -31,6 +31,7 @@ from clip_jax.sharding.processes import (
     gather_json,
     is_first,
     process_rows,
+    require_shared,
     stop_asked,
 )
 from clip_jax.tokenizers import storage
@@ -344,18 +345,3 @@ def evaluator(
         return run_evals(config.evals, config.data, embedder, [name])
 
     return evaluate
-
-
-def require_shared(run: str) -> None:
-    """Check that all processes see the run folder that the first one has opened.
-
-    Raises:
-      ValueError: on all processes; names those that do not.
-    """
-    gather_json("opened")  # No earlier than that does anyone look.
-    seen = gather_json((pathlib.Path(run) / "config.json").exists())
-    if blind := [number for number, sees in enumerate(seen) if not sees]:
-        raise ValueError(
-            f"processes {blind} do not see the run folder {run} of process 0: it must lie on a "
-            "disk that all of them share"
-        )

@@ -1,3 +1,4 @@
+import concurrent.futures
 import os
 import signal
 import threading
@@ -160,3 +161,54 @@ def test_outside_the_main_thread_no_signal_is_caught():
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """`side_by_side(count, work)`: what `work(number)` gives or raises, in threads that stand in
+    for processes."""
+
+    def run(count, work):
+        meeting, values, own = threading.Barrier(count), [None] * count, threading.local()
+
+        def gather(value):
+            values[own.number] = value
+            meeting.wait()
+            told = list(values)
+            meeting.wait()
+            return told
+
+        def one(number):
+            own.number = number
+            try:
+                return work(number)
+            except ValueError as error:
+                return error
+
+        monkeypatch.setattr(processes, "gather_json", gather)
+        monkeypatch.setattr(processes, "is_first", lambda: own.number == 0)
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            return list(pool.map(one, range(count)))
+
+    return run
+
+
+def test_an_older_run_on_a_disk_of_ones_own_is_not_the_shared_folder(side_by_side, tmp_path):
+    folders = [tmp_path / name for name in ("shared", "own", "none")]
+    for folder in folders[:2]:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    def found(*places):
+        return side_by_side(
+            len(places), lambda number: processes.require_shared(str(folders[places[number]]))
+        )
+
+    assert found(0, 0, 0) == [None] * 3
+    assert all(
+        "of process 0 is not seen by processes 1, 3: it must" in str(error)
+        for error in found(0, 1, 0, 2)
+    )
+    assert "not seen by process 1:" in str(found(0, 2)[0])
+    assert [path.name for path in folders[0].iterdir()] == ["config.json"]  # Nothing is left.
+    assert found(0) == [None]
