@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,12 @@ def random_params(config):
 def apply(config, params, *args, **kwargs):
     """`CLIP.apply`, compiled: tens of times faster here than one operation at a time."""
     rngs = kwargs.pop("rngs", None)
-    call = jax.jit(lambda p, a, r: CLIP(config).apply({"params": p}, *a, rngs=r, **kwargs))
-    return call(params, args, rngs)
+    return compiled(config, **kwargs)(params, args, rngs)
+
+
+@functools.cache
+def compiled(config, **kwargs):
+    return jax.jit(lambda p, a, r: CLIP(config).apply({"params": p}, *a, rngs=r, **kwargs))
 
 
 @pytest.fixture(scope="module")
