@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax import tree
-from clip_jax.models.clip import CLIP, ClipConfig, cap_scale, init_params, unit_norm
+from clip_jax.models.clip import CLIP, ClipConfig, cap_scale, init_params, param_shapes, unit_norm
 
 BATCH = 3
 
@@ -14,7 +14,7 @@ BATCH = 3
 def random_params(config):
     """Any values will do where initial ones are not the point; these need no compiling."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shapes = param_shapes(config)
     return jax.tree.map(lambda s: jnp.float32(rng.normal(0.3, 0.3, s.shape)), shapes)
 
 
@@ -184,6 +184,11 @@ def test_initial_scales_are_those_of_openais_text_tower_and_of_its_image_stem(ti
     for array, std in expected:
         assert float(jnp.std(array)) == pytest.approx(std, rel=0.12)
         assert abs(float(jnp.mean(array))) < std / 4
+
+
+def test_shapes_are_those_of_fresh_parameters(tiny, tiny_params):
+    made = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tiny_params)
+    assert param_shapes(tiny) == made
 
 
 def test_layers_do_not_start_equal(tiny_params):
