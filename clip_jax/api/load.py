@@ -16,7 +16,7 @@ from clip_jax.checkpoint.start import checkpoint_folder, is_run, saved_config
 from clip_jax.checkpoint.store import load_params
 from clip_jax.config import from_data
 from clip_jax.models.axes import logical_axes
-from clip_jax.models.clip import CLIP, ClipConfig, init_params
+from clip_jax.models.clip import CLIP, ClipConfig, param_shapes
 from clip_jax.preprocess.recipe import RecipeConfig
 from clip_jax.pretrained import formats
 from clip_jax.pretrained.catalog import Published
@@ -104,7 +104,7 @@ def abstract_params(model: ClipConfig, dtype: Dtype | None, place: Place) -> Any
     """
     if dtype not in (None, *get_args(Dtype)):
         raise ValueError(f"dtype must be None or one of {get_args(Dtype)}, got {dtype!r}")
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shapes = param_shapes(model)
 
     def leaf(path: str, shape: Any, where: Any) -> jax.ShapeDtypeStruct:
         exact = path.rpartition("/")[2] in EXACT

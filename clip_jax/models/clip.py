@@ -1,6 +1,7 @@
 """CLIP: two towers whose unit embeddings are compared at a learned temperature."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -177,6 +178,16 @@ def init_params(cfg: ClipConfig, key: Any) -> Any:
         images = Patches(pixels, jnp.ones((1, 2), jnp.int32))
     tokens = jnp.zeros((1, length), jnp.int32)
     return CLIP(cfg).init(key, images, tokens)["params"]
+
+
+def param_shapes(cfg: ClipConfig) -> Any:
+    """Shape and type of every parameter that `init_params` makes; traced once a configuration."""
+    return _fresh.eval_shape(cfg)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fresh(cfg: ClipConfig) -> Any:
+    return init_params(cfg, jax.random.key(0))
 
 
 def cap_scale(params: Any, max_scale: float) -> Any:

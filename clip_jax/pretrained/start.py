@@ -12,7 +12,7 @@ import numpy as np
 
 from clip_jax import tree
 from clip_jax.config import differences, to_data
-from clip_jax.models.clip import ClipConfig, init_params
+from clip_jax.models.clip import ClipConfig, param_shapes
 from clip_jax.pretrained import catalog, formats, hub, rules
 from clip_jax.pretrained.resize import resize_positions
 
@@ -119,7 +119,7 @@ def fit_params(
         raise ValueError(
             f"the weights of {name} are of another model than the run's: {'; '.join(faults)}"
         )
-    shapes = jax.eval_shape(lambda: init_params(stored, jax.random.key(0)))
+    shapes = param_shapes(stored)
     as_stored = jax.tree.map(
         lambda shape, want: jax.ShapeDtypeStruct(shape.shape, want.dtype, sharding=want.sharding),
         shapes,

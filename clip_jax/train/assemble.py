@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_jax.losses import LossConfig
 from clip_jax.models.axes import logical_axes
-from clip_jax.models.clip import CLIP, ClipConfig, init_params
+from clip_jax.models.clip import CLIP, ClipConfig, init_params, param_shapes
 from clip_jax.optim import masks
 from clip_jax.optim.build import DType, OptimConfig, build
 from clip_jax.preprocess.recipe import Recipe
@@ -62,7 +62,7 @@ def assemble(
     Raises:
       ValueError: the mesh does not divide a parameter, or a pattern in `optim` is idle.
     """
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(seed)))
+    shapes = param_shapes(model)
     optimizer, schedule = build(optim, shapes, steps)
     init = partial(_fresh, model, optimizer, seed, averaged=ema is not None)
     state = jax.eval_shape(init)

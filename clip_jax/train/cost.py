@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from clip_jax.models.clip import init_params
+from clip_jax.models.clip import param_shapes
 from clip_jax.models.flops import flops
 from clip_jax.optim import masks
 from clip_jax.train.config import TrainConfig
@@ -47,7 +47,7 @@ def step_cost(config: TrainConfig) -> StepCost:
         model = dataclasses.replace(model, text=text)
         packed = row / config.packing.tokens_per_caption
     towers = flops(model, train=True, packed=packed)
-    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    shapes = param_shapes(config.model)
     frozen = masks.frozen(shapes, config.optim.rates)
     return StepCost(
         image=batch * towers.image if config.embeddings is None else 0.0,

@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from clip_jax import tree
-from clip_jax.models.clip import CLIP, ClipConfig, cap_scale, init_params, unit_norm
+from clip_jax.models.clip import CLIP, ClipConfig, cap_scale, init_params, param_shapes, unit_norm
 
 BATCH = 3
 
@@ -12,15 +14,19 @@ BATCH = 3
 def random_params(config):
     """Any values will do where initial ones are not the point; these need no compiling."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shapes = param_shapes(config)
     return jax.tree.map(lambda s: jnp.float32(rng.normal(0.3, 0.3, s.shape)), shapes)
 
 
 def apply(config, params, *args, **kwargs):
     """`CLIP.apply`, compiled: tens of times faster here than one operation at a time."""
     rngs = kwargs.pop("rngs", None)
-    call = jax.jit(lambda p, a, r: CLIP(config).apply({"params": p}, *a, rngs=r, **kwargs))
-    return call(params, args, rngs)
+    return compiled(config, **kwargs)(params, args, rngs)
+
+
+@functools.cache
+def compiled(config, **kwargs):
+    return jax.jit(lambda p, a, r: CLIP(config).apply({"params": p}, *a, rngs=r, **kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +184,11 @@ def test_initial_scales_are_those_of_openais_text_tower_and_of_its_image_stem(ti
     for array, std in expected:
         assert float(jnp.std(array)) == pytest.approx(std, rel=0.12)
         assert abs(float(jnp.mean(array))) < std / 4
+
+
+def test_shapes_are_those_of_fresh_parameters(tiny, tiny_params):
+    made = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tiny_params)
+    assert param_shapes(tiny) == made
 
 
 def test_layers_do_not_start_equal(tiny_params):

@@ -48,8 +48,7 @@ def launch(ports, tmp_path_factory):
                     stderr=subprocess.STDOUT,
                     env={
                         **os.environ,
-                        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-                        "--xla_backend_optimization_level=0",
+                        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("=8 ", f"={devices} "),
                         "PICKLED": str(folder / "config"),
                         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # No second start.
                         "CLIP_JAX_START_S": "100",
