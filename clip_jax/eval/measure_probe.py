@@ -60,10 +60,8 @@ def linear(
         return swept.probe.logits(features), swept.probe.probabilities(features)
 
     found = classified(opened, task.found, task.test.labels, score, task="linear_probe")
-    more = {"strength": swept.probe.strength, "validation_acc1": max(swept.tried.values())}
-    tried = {f"{strength:.3g}": {"acc1": value} for strength, value in swept.tried.items()}
-    tables = {**found.tables, "Validation accuracy by strength of the penalty": tried}
-    return dataclasses.replace(found, figures={**found.figures, **more}, tables=tables)
+    title = "Validation accuracy by strength of the penalty"
+    return _with_sweep(found, "acc1", swept.probe.strength, swept.tried, title)
 
 
 def linear_multilabel(
@@ -93,11 +91,19 @@ def linear_multilabel(
     swept = one_versus_rest(train.rows(kept), train.rows(held), mesh=mesh)
     scores, task = swept.scores(test.features), "linear_probe"
     one = labelled_with_several(opened, found, test.targets, scores, warn, task=task)
-    name = "mean_average_precision"
-    more = {"strength": swept.strength, f"validation_{name}": max(swept.tried.values())}
-    tried = {f"{strength:.3g}": {name: value} for strength, value in swept.tried.items()}
-    tables = {**one.tables, "Mean average precision on the validation split by strength": tried}
-    return dataclasses.replace(one, figures={**one.figures, **more}, tables=tables)
+    title = "Mean average precision on the validation split by strength"
+    return _with_sweep(one, "mean_average_precision", swept.strength, swept.tried, title)
+
+
+def _with_sweep(
+    found: Outcome, metric: str, strength: float, tried: Mapping[float, float], title: str
+) -> Outcome:
+    """The outcome, and how the strength was chosen: the metric on the validation split by it."""
+    more = {"strength": strength, f"validation_{metric}": max(tried.values())}
+    rows = {f"{each:.3g}": {metric: value} for each, value in tried.items()}
+    return dataclasses.replace(
+        found, figures={**found.figures, **more}, tables={**found.tables, title: rows}
+    )
 
 
 def few_shot(
