@@ -6,12 +6,14 @@ import pathlib
 
 import pytest
 
+from clip_jax.checkpoint.start import open_run
 from clip_jax.config import differences, from_data, load_config, override, to_data
 from clip_jax.losses import Sigmoid
 from clip_jax.models.flops import parameters
 from clip_jax.models.presets import preset
 from clip_jax.pretrained.start import MAY_DIFFER
 from clip_jax.sharding.rules import FSDP
+from clip_jax.train import config as train_config
 from clip_jax.train.config import TrainConfig
 from clip_jax.train.recipes import LAION_400M
 
@@ -106,3 +108,22 @@ def test_a_resnet_from_scratch_trains_by_the_statistics_of_its_batches():
     method = config.optim.method
     assert (method.b1, method.b2, method.eps, method.weight_decay) == (0.9, 0.999, 1e-8, 0.2)
     assert (config.optim.learning_rate, config.optim.schedule.warmup) == (5e-4, 2_000)
+
+
+def test_a_run_goes_on_with_other_room_for_captions_or_none(tmp_path):
+    """What several processes are told where captions are too long for the room they have."""
+    (path,) = [path for path in CONFIGS if path.stem == "clip_b32"]
+    config = load_config(str(path))
+    assert config.packing is not None
+    more = dataclasses.replace(config.packing, tokens_per_caption=48.0)
+
+    def opened(**changes):
+        data = to_data(dataclasses.replace(config, **changes))
+        open_run(tmp_path, data, may_differ=train_config.MAY_DIFFER)
+
+    opened()
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    for packing in (more, None, config.packing):
+        opened(packing=packing)
+    with pytest.raises(ValueError, match="another config.*seed"):
+        opened(seed=1)
