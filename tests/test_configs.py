@@ -125,5 +125,5 @@ def test_a_run_goes_on_with_other_room_for_captions_or_none(tmp_path):
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     for packing in (more, None, config.packing):
         opened(packing=packing)
-    with pytest.raises(ValueError, match="another config.*seed"):
+    with pytest.raises(ValueError, match=r"another config.*seed"):
         opened(seed=1)
