@@ -72,9 +72,7 @@ def parser() -> argparse.ArgumentParser:
         help="what of the models is averaged, each at its own temperature (%(default)s)",
     )
     suites.add_places(made, required=True)
-    made.add_argument(
-        "--batch", type=int, metavar="N", help="images, or texts, per call (64, on CPU 16)"
-    )
+    made.add_argument("--batch", type=int, metavar="N", help="images, or texts, per call (64)")
     made.add_argument(
         "--out", type=pathlib.Path, required=True, metavar="FOLDER", help="for all that is written"
     )

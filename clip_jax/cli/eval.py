@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--batch",
         type=int,
-        help="images, or texts, per call (the run's; with --suite 64, or 16 on CPU)",
+        help="images, or texts, per call (the run's; with --suite 64)",
     )
     made.add_argument(
         "--out",

@@ -71,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "--greedy", action="store_true", help="take in only what helps on the train splits"
     )
     suites.add_places(made, required=True)
-    made.add_argument(
-        "--batch", type=int, metavar="N", help="images, or texts, per call (64, on CPU 16)"
-    )
+    made.add_argument("--batch", type=int, metavar="N", help="images, or texts, per call (64)")
     made.add_argument(
         "--out",
         type=pathlib.Path,

@@ -184,33 +184,27 @@ class Stack(nn.Module):
     ) -> Float[Array, "B L W"] | Float[Array, "Q W"]:
         """All blocks in a loop or side by side; the last one by itself if it computes `ends`."""
         layers, unroll = self.cfg.layers, self.cfg.unroll
-        run, stacked = self._block(mask), self.variables["params"]["blocks"]
+        run, stacked = self._block(), self.variables["params"]["blocks"]
         if unroll >= layers:
             apart = jax.tree.map(jnp.unstack, stacked)
             for layer in range(layers):
                 params = jax.tree.map(lambda u: u[layer], apart, is_leaf=lambda u: type(u) is tuple)  # noqa: B023
                 chosen = ends if layer == layers - 1 else None
-                x = run(params, x, draws and draws.fold(layer), chosen)
+                x = run(params, x, mask, draws and draws.fold(layer), chosen)
             return x
         looped = layers if ends is None else layers - 1
-
-        def one(x: Array, given: Any) -> tuple[Array, None]:
-            params, layer = given
-            return run(params, x, draws and draws.fold(layer), None), None
-
-        first = jax.tree.map(lambda p: p[:looped], stacked)
-        x = jax.lax.scan(one, x, (first, jnp.arange(looped)), unroll=unroll)[0]
+        x = _looped(run, looped, unroll)(stacked, x, mask, draws)
         if ends is None:
             return x
         last = jax.tree.map(lambda p: p[-1], stacked)
-        return run(last, x, draws and draws.fold(layers - 1), ends)
+        return run(last, x, mask, draws and draws.fold(layers - 1), ends)
 
-    def _block(self, mask: Array | None) -> Callable[[Any, Array, Draws | None, Any], Array]:
+    def _block(self) -> Callable[..., Array]:
         """A block as a function of its parameters, fetched and kept as configured."""
         cfg, fetch = self.cfg, self.fetch or Fetch(layer=lambda params: params)
         fetched = jax.named_call(fetch.layer, name="fetched")
 
-        def run(params: Any, x: Array, draws: Draws | None, ends: Array | None) -> Any:
+        def run(params: Any, x: Array, mask: Any, draws: Draws | None, ends: Array | None) -> Any:
             params = fetched(params) if fetch.again else params
             return Block(cfg, self.dtype).apply({"params": params}, x, mask, ends, draws)
 
@@ -221,3 +215,30 @@ class Stack(nn.Module):
         if fetch.again:
             return kept
         return lambda params, *rest: kept(fetched(params), *rest)
+
+
+def _looped(run: Callable[..., Array], count: int, unroll: int) -> Callable[..., Array]:
+    """The first `count` blocks, as a function of all stacked parameters, tokens, mask and draws.
+
+    Gradients want the parameters sliced before the loop. Where none are taken, a slice would be a
+    copy of almost the whole tower for nothing: there each block reads its own in the loop.
+    """
+
+    def sliced(stacked: Any, x: Array, mask: Array | None, draws: Draws | None) -> Array:
+        def one(x: Array, given: Any) -> tuple[Array, None]:
+            params, layer = given
+            return run(params, x, mask, draws and draws.fold(layer), None), None
+
+        first = jax.tree.map(lambda p: p[:count], stacked)
+        return jax.lax.scan(one, x, (first, jnp.arange(count)), unroll=unroll)[0]
+
+    @jax.custom_vjp
+    def read(stacked: Any, x: Array, mask: Array | None, draws: Draws | None) -> Array:
+        def one(x: Array, layer: Array) -> tuple[Array, None]:
+            params = jax.tree.map(lambda p: p[layer], stacked)
+            return run(params, x, mask, draws and draws.fold(layer), None), None
+
+        return jax.lax.scan(one, x, jnp.arange(count), unroll=unroll)[0]
+
+    read.defvjp(lambda *given: jax.vjp(sliced, *given), lambda pull, change: pull(change))
+    return read
