@@ -268,7 +268,8 @@ class Highest:
     def __init__(self) -> None:
         from jax._src import distributed  # jax keeps its client to itself.
 
-        self._client, self._count = distributed.global_state.client, jax.process_count()
+        self._client: Any = distributed.global_state.client
+        self._count = jax.process_count()
         # A name that no other of these has had.
         self._name = f"clip_jax/highest/{gather_json(secrets.token_hex(8))[0]}"
         self._rounds, self._closed = itertools.count(), threading.Event()
