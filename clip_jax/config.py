@@ -320,7 +320,8 @@ def override(config: Config, argv: Sequence[str], prog: str) -> Config:
 
     Every field is a flag named by its path, hyphens and underscores alike; items of dicts and
     tuples that the config holds too (`--evals.test.split x`, `--sources.0.root x`). A union
-    keeps the class it has in `config`. `--help` lists all flags with their documentation.
+    keeps the class it has in `config`; an object that may be absent is left out by `--packing
+    None`. `--help` lists all flags with their documentation.
 
     Args:
       config: dataclass instance, whose values are the defaults.
@@ -333,6 +334,11 @@ def override(config: Config, argv: Sequence[str], prog: str) -> Config:
     """
     import tyro
 
+    try:
+        config, argv = _leave_out(config, argv)
+    except ValueError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     changed, unknown = tyro.cli(
         type(config),
         default=config,
@@ -351,6 +357,32 @@ def override(config: Config, argv: Sequence[str], prog: str) -> Config:
         print(f"{prog} --help lists all fields", file=sys.stderr)
         raise SystemExit(2)
     return changed
+
+
+def _leave_out(config: Any, argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """The config without the objects that `--path None` (or `--path=None`) names, and the other
+    arguments. Raises ValueError if one must be there, or the rest is refused without it.
+    """
+    rest, data = [*argv], None
+    for at in reversed(range(len(rest))):
+        flag, *value = rest[at].split("=", 1)
+        if flag.startswith("--") and (value or rest[at + 1 : at + 2]) == ["None"]:
+            data = to_data(config) if data is None else data
+            if _set_none(data, flag[2:].replace("-", "_").split(".")):
+                del rest[at : at + 2 - len(value)]
+    return (config if data is None else from_data(type(config), data)), rest
+
+
+def _set_none(data: Any, path: Sequence[str]) -> bool:
+    """Whether there was an object, or nothing, at a path of `to_data`; now there is nothing."""
+    keys = range(len(data)) if isinstance(data, list) else data if isinstance(data, dict) else ()
+    key = next((key for key in keys if str(key).replace("-", "_") == path[0]), None)
+    if key is not None and path[1:]:
+        return _set_none(data[key], path[1:])
+    if key is None or not (data[key] is None or (type(data[key]) is dict and "type" in data[key])):
+        return False
+    data[key] = None
+    return True
 
 
 def _flags(value: Any, path: str) -> Iterator[str]:

@@ -515,6 +515,50 @@ def test_fields_are_replaced_by_path_and_type():
     assert override(SMALL, ["--optim.clip-norm", "None"], "p").optim.clip_norm is None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested:
+    """Objects that may be absent, in all that may hold them."""
+
+    alone: Train | None = None
+    by_name: dict[str, Train] = dataclasses.field(default_factory=dict)
+    in_order: tuple[Train, ...] = ()
+    needed: Shards | None = None
+
+    def __post_init__(self):
+        if self.alone and not self.needed:
+            raise ValueError("alone needs needed")
+
+
+def test_objects_that_may_be_absent_are_left_out_on_request():
+    config = Nested(by_name={"a_b": FULL, "c-d": FULL}, in_order=(SMALL, FULL))
+    line = (
+        "--in-order.1.tower None --by-name.a_b.resume=None --in_order.0.tower None --alone None "
+        "--by-name.c-d.tower None --in-order.1.steps 5 --in-order.1.optim.clip-norm None"
+    )
+    assert override(config, line.split(), "p") == Nested(
+        by_name={
+            "a_b": dataclasses.replace(FULL, resume=None),
+            "c-d": dataclasses.replace(FULL, tower=None),
+        },
+        in_order=(SMALL, dataclasses.replace(FULL, tower=None, steps=5)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--by-name.a.optim None", "config.by_name.a.optim: None is not Optim"),
+        ("--needed None", "config: alone needs needed"),
+        ("--by-name.a.towr None", "no field --by-name.a.towr (nearest: '--by-name.a.tower"),
+        ("--needed None --needed.root y --alone None", "no field --needed.root"),
+        ("--in-order None", "--in-order"),
+    ],
+)
+def test_what_cannot_be_left_out_says_why(argv, message, capsys):
+    config = Nested(alone=SMALL, by_name={"a": FULL}, needed=Shards(root="x"))
+    assert message in refused(config, argv.split(), capsys)
+
+
 def test_a_dict_keeps_keys_with_underscores():
     config = dataclasses.replace(SMALL, evals={"unseen_images": ZeroShot(), "b-c": Retrieval()})
     changed = override(config, ["--evals.unseen_images.split", "x", "--evals.b-c.split", "y"], "p")

@@ -111,11 +111,12 @@ def test_a_resnet_from_scratch_trains_by_the_statistics_of_its_batches():
 
 
 def test_a_run_goes_on_with_other_room_for_captions_or_none(tmp_path):
-    """What several processes are told where captions are too long for the room they have."""
     (path,) = [path for path in CONFIGS if path.stem == "clip_b32"]
     config = load_config(str(path))
     assert config.packing is not None
     more = dataclasses.replace(config.packing, tokens_per_caption=48.0)
+    none = override(config, ["--packing", "None"], "train.py")
+    assert none == dataclasses.replace(config, packing=None)
 
     def opened(**changes):
         data = to_data(dataclasses.replace(config, **changes))

@@ -16,6 +16,7 @@ from the last checkpoint. `train.py CONFIG --help` lists every field; the common
   --seed N                    of all random numbers
   --data.root PATH            where the data is
   --checkpoint.every-steps N  how often to save
+  --packing None              without that object, as without any that may be absent
   --profile 10:13             not a field: record steps 10 to 13 with JAX's profiler (RUN/profile)
 
 Several processes train one run; SLURM and Cloud TPU slices say themselves which is which

@@ -1,6 +1,8 @@
 """Captions packed end to end on the host, so that the text tower computes hardly any padding."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,9 @@ from clip_jax.models.text import PackedTokens
 class Packing:
     """Room for captions; exact, and a batch that needs more room gets it.
 
-    Shapes must be few, as each is compiled once: a batch takes the first of 1, 2, 4, ...
-    times the room below that holds it. Where several processes train together, their shapes are
-    one, and a batch that needs more is an error.
+    Shapes must be few, as each is compiled once, in memory that grows with it: a batch takes the
+    first that holds it of the room below, that and a quarter, and so on; a row per caption always
+    does. Processes that train together take the largest room that one of them needs.
     """
 
     row: int = 64
@@ -27,23 +29,35 @@ class Packing:
         if self.row < 1 or self.tokens_per_caption <= 0:
             raise ValueError(f"packing needs room: row {self.row}, {self.tokens_per_caption}")
 
-    def __call__(self, batch: dict[str, Any], groups: int, grow: bool = True) -> dict[str, Any]:
+    def rows(self, captions: int, needed: int = 1) -> int:
+        """Rows for so many captions, the first room of `needed` or more (at most one each)."""
+        rows = math.ceil(captions * self.tokens_per_caption / self.row)
+        while rows < needed:
+            rows = min(captions, math.ceil(rows * 1.25))
+        return rows
+
+    def __call__(
+        self, batch: dict[str, Any], groups: int, agree: Callable[[int], int] = int
+    ) -> dict[str, Any]:
         """The batch with its `tokens` packed; see `pack`."""
-        return {**batch, "tokens": pack(batch["tokens"], groups, self, grow)}
+        return {**batch, "tokens": pack(batch["tokens"], groups, self, agree)}
 
 
 def pack(
-    tokens: Int[np.ndarray, "B L"], groups: int, packing: Packing, grow: bool = True
+    tokens: Int[np.ndarray, "B L"],
+    groups: int,
+    packing: Packing,
+    agree: Callable[[int], int] = int,
 ) -> PackedTokens:
     """Captions in rows, first fit by falling length, each of `groups` equal parts by itself.
 
     A caption ends with its highest id, which is CLIP's end of text; what follows is dropped.
 
     Args:
-      grow: whether a batch may take more room; else its shapes are always the same.
+      agree: the rows a group that are taken, given those that these captions take: no fewer.
 
     Raises:
-      ValueError: `groups` does not divide B, a caption is longer than a row, or there is no room.
+      ValueError: `groups` does not divide B, or a caption is longer than a row.
     """
     batch = len(tokens)
     if batch % groups:
@@ -54,17 +68,7 @@ def pack(
     each = batch // groups
     parts = [slice(g * each, (g + 1) * each) for g in range(groups)]
     plans = [_first_fit(lengths[part], packing.row) for part in parts]
-    rows = int(np.ceil(each * packing.tokens_per_caption / packing.row))
-    needed = max(int(row.max()) + 1 for row, _ in plans)
-    if needed > rows and not grow:
-        raise ValueError(
-            f"{each} captions need {needed} rows of {packing.row} tokens, packing has room for "
-            f"{rows}, which several processes cannot change. A packing.tokens_per_caption of "
-            f"{needed * packing.row / each:.1f} would hold these; with a fifth more than that the "
-            "run can go on from its last checkpoint"
-        )
-    while rows < needed:
-        rows *= 2
+    rows = agree(packing.rows(each, max(int(row.max()) + 1 for row, _ in plans)))
     laid = [
         _lay(tokens[part], lengths[part], *plan, (rows, packing.row))
         for part, plan in zip(parts, plans, strict=True)

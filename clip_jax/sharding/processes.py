@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -31,6 +32,8 @@ STOPPED = 75
 """Exit status of a run that was told to stop and can go on: EX_TEMPFAIL of sysexits.h."""
 CLUSTERS = ("slurm", "gketpu", "gcetpu")
 """What jax itself detects, by its names."""
+_LOOK_MS = 200
+"""Who waits for another process looks so often whether it still should."""
 
 
 class StoppedError(Exception):
@@ -253,6 +256,50 @@ def process_rows(sharding: Any, batch: int) -> tuple[int, ...]:
             "that do not split the batch must lie within one process"
         )
     return tuple(sorted(held[jax.process_index()]))
+
+
+class Highest:
+    """The highest of a number of each process, found by jax's service, without the devices.
+
+    So it may be asked for beside a step, in a thread of its own. All processes make one at the
+    same point, and call it equally often.
+    """
+
+    def __init__(self) -> None:
+        from jax._src import distributed  # jax keeps its client to itself.
+
+        self._client: Any = distributed.global_state.client
+        self._count = jax.process_count()
+        # A name that no other of these has had.
+        self._name = f"clip_jax/highest/{gather_json(secrets.token_hex(8))[0]}"
+        self._rounds, self._closed = itertools.count(), threading.Event()
+
+    def __call__(self, value: int) -> int:
+        """Waits for all others, however long; who dies ends all (see `together`).
+
+        Raises:
+          ValueError: it was closed before they came.
+        """
+        if self._count == 1:
+            return value
+        client, number = self._client, next(self._rounds)
+        here = f"{self._name}/{number}"
+        client.key_value_set(f"{here}/values/{value}", str(value), allow_overwrite=True)
+        if client.key_value_increment(f"{here}/came", 1) == self._count:
+            values = [int(text) for _, text in client.key_value_dir_get(f"{here}/values")]
+            client.key_value_delete(f"{self._name}/{number - 1}")  # All have read it.
+            client.key_value_set(f"{here}/highest", str(max(values)))
+        while not self._closed.is_set():
+            try:
+                return int(client.blocking_key_value_get(f"{here}/highest", _LOOK_MS))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+        raise ValueError("closed while it waited for the other processes")
+
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        self._closed.set()
 
 
 @contextlib.contextmanager

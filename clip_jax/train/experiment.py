@@ -1,9 +1,10 @@
 """A whole training run: how its parts are put together and driven."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
 from clip_jax.sharding.processes import (
+    Highest,
     StoppedError,
     agree,
     gather_json,
@@ -41,7 +43,7 @@ from clip_jax.train.config import LOCAL, MAY_DIFFER, TrainConfig, check_vocabula
 from clip_jax.train.cost import step_cost
 from clip_jax.train.fingerprints import fingerprints
 from clip_jax.train.hooks import EvalHook, SaveHook
-from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart
+from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, compiled_apart, told_of_room
 from clip_jax.train.loop import DivergedError, Hook, Stop, fit
 from clip_jax.train.profile import Profile, profiled
 from clip_jax.train.state import State
@@ -220,12 +222,14 @@ def _fit(
             stops.add(done)
         return done in stops
 
-    feed = _feed(config, parts, course, position)
-    try:
+    step = parts.step
+    if config.packing is not None and is_first():
+        step = told_of_room(step, config.packing, course.warn)
+    with _feed(config, parts, course, position) as feed:
         hooks, save = _hooks(stage, course, feed, start)
         stop = Stop(asked=ask, save=save)
         traced = profiled(
-            compiled_apart(parts.step, course.stopwatch),
+            compiled_apart(step, course.stopwatch),
             course.profile and course.profile.within(start, stage.end),
             start=start,
             folder=pathlib.Path(config.run) / "profile",
@@ -236,8 +240,6 @@ def _fit(
         if stage.end in stops and stage.end < course.steps:
             raise StoppedError(f"stopped after step {stage.end} of {course.steps}")
         return state, join(gather_json(feed.position))
-    finally:
-        feed.close()
 
 
 def _hooks(
@@ -301,7 +303,8 @@ def _start(config: TrainConfig, parts: Assembled, store: Store, step: int) -> tu
     return State(progress["step"], params, progress["opt"], ema), position
 
 
-def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any) -> Feed:
+@contextlib.contextmanager
+def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any) -> Iterator[Feed]:
     """Batches from a saved position on, or from the beginning."""
     process_rows(parts.batch_sharding, config.batch)  # Raises if no host's rows are its own.
     batches = train_batches(
@@ -318,11 +321,13 @@ def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any)
         embeddings=course.embeddings,
     )
     groups = batch_parts(config.rules, parts.mesh) * config.accumulate // jax.process_count()
-    arrange = dict
+    highest, arrange = Highest(), dict
     if config.packing is not None:
-        # Of more room that one process took, the others would not know.
-        arrange = partial(config.packing, groups=groups, grow=jax.process_count() == 1)
-    return Feed(batches, parts.batch_sharding, position=position, arrange=arrange)
+        arrange = partial(config.packing, groups=groups, agree=highest)
+    feed = Feed(batches, parts.batch_sharding, position=position, arrange=arrange)
+    # A feed ends when its thread does, which may be waiting for another process.
+    with contextlib.closing(feed), contextlib.closing(highest):
+        yield feed
 
 
 def evaluator(

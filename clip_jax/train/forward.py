@@ -66,8 +66,6 @@ def make_forward(
         return partial(embed, CLIP(model), lambda params: params)
     fine = refine(mesh, rules.params)
     over = fine.names(rules.batch)
-    # XLA for CPU ends the process at a bfloat16 reduction where some axes are not manual.
-    alone = [name for name, size in fine.mesh.shape.items() if size == 1]
     manual = over if rules.params else ()  # Else what a table splits is made whole outside.
     specs = jax.tree.map(lambda sharding: _manual(sharding.spec, manual), shardings)
     share = partial(embed, *_of_shares(model, specs, fine, rules))
@@ -79,7 +77,7 @@ def make_forward(
             mesh=fine.mesh,
             in_specs=(specs, split, split, split, one),
             out_specs=(split, split, one),
-            axis_names={*over, *alone},
+            axis_names=set(over),
             check_vma=False,
         ),
     )

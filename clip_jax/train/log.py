@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from clip_jax.data.feed import Feed
+from clip_jax.data.packing import Packing
 from clip_jax.data.position import join
 from clip_jax.data.visits import reasons
 from clip_jax.sharding.processes import gather_json
@@ -54,6 +55,25 @@ def compiled_apart(step: Step, stopwatch: Stopwatch) -> Step:
             return step(state, batch)
         with stopwatch.pause():
             return jax.block_until_ready(step(state, batch))
+
+    return call
+
+
+def told_of_room(step: Step, packing: Packing, say: Callable[[str], None]) -> Step:
+    """`step`, whose calls say when captions first have other room than `packing` gives."""
+    seen: set[int] = set()
+
+    def call(state: State, batch: Mapping[str, Any]) -> tuple[State, Metrics]:
+        (_, rows, row), captions = batch["tokens"].tokens.shape, batch["tokens"].ends.shape[1]
+        if rows not in {*seen, packing.rows(captions)}:
+            say(
+                f"step {int(jax.device_get(state.step)) + 1}: {captions} captions need {rows} rows "
+                f"of {row} tokens, and packing has room for {packing.rows(captions)}: the step is "
+                f"compiled once more. A packing.tokens_per_caption of {rows * row / captions:.1f} "
+                "holds these"
+            )
+        seen.add(rows)
+        return step(state, batch)
 
     return call
 

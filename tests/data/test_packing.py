@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,24 +55,43 @@ def test_the_model_gives_the_same_value_and_gradients_packed_or_not(tiny, tiny_p
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), plain, other)
 
 
-def test_a_batch_that_needs_more_room_gets_twice_the_rows():
-    tokens = np.full((4, 8), 1, np.int32)
+def filled(captions, length):
+    """Captions that fill their rows of eight."""
+    tokens = np.ones((captions, length), np.int32)
     tokens[:, -1] = 63
+    return tokens
+
+
+def test_a_batch_gets_the_first_room_that_holds_it():
     packing = Packing(row=8, tokens_per_caption=2.0)
-    assert pack(tokens, 1, packing).tokens.shape == (1, 4, 8)
-    assert pack(tokens[:1].repeat(3, 0), 1, packing).tokens.shape == (1, 4, 8)
-    tokens[:, 1], tokens[:, 2:] = 63, 0
-    assert pack(tokens, 1, packing).tokens.shape == (1, 1, 8)
+    rooms = sorted({packing.rows(64, needed) for needed in range(1, 65)})
+    assert rooms[0] == packing.rows(64) == 64 * 2 / 8 and rooms[-1] == 64  # A row for each.
+    assert all(small < large <= 1.25 * small + 1 for small, large in itertools.pairwise(rooms))
+    for captions in (16, 17, 20, 21, 63, 64):
+        tokens = np.concatenate([filled(captions, 8), np.full((64 - captions, 8), 0, np.int32)])
+        tokens[captions:, 0] = 63  # One token: these lie in rows of their own.
+        needed = captions + -(-(64 - captions) // 8)
+        got = pack(tokens, 1, packing).tokens.shape[1]
+        assert got == min(room for room in rooms if room >= needed)
+    assert pack(filled(3, 8), 1, packing).tokens.shape == (1, 3, 8)
+    assert pack(filled(4, 2), 1, packing).tokens.shape == (1, 1, 8)
 
 
-def test_where_shapes_may_not_change_the_room_that_is_needed_is_told():
-    tokens = np.full((8, 4), 9, np.int32)
-    tokens[:, :3] = 1  # Four tokens each, two captions a row.
-    packing = Packing(row=8, tokens_per_caption=3.0)
-    with pytest.raises(ValueError, match=r"8 captions need 4 rows .* has room for 3, .* of 4\.0"):
-        pack(tokens, 1, packing, grow=False)
-    told = Packing(row=8, tokens_per_caption=4.0)
-    assert pack(tokens, 1, told, grow=False).tokens.shape == (1, 4, 8)
+def test_all_groups_and_whoever_else_is_asked_have_one_room():
+    tokens = np.concatenate([filled(4, 8), np.pad(filled(4, 2), ((0, 0), (0, 6)))])
+    packing, asked = Packing(row=8, tokens_per_caption=2.0), []
+
+    def agree(rows):
+        asked.append(rows)
+        return rows + 3
+
+    packed = pack(tokens, 2, packing, agree)
+    assert asked == [4] and packed.tokens.shape == (2, 7, 8)
+    alone = pack(tokens, 2, packing)
+    for ours, theirs in zip(packed[:3], alone[:3], strict=True):
+        np.testing.assert_array_equal(ours[:, :4], theirs)
+        assert not ours[:, 4:].any()
+    np.testing.assert_array_equal(packed.ends, alone.ends)
 
 
 def test_impossible_packings_are_refused(tiny, tiny_params, variant):

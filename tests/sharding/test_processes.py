@@ -1,16 +1,19 @@
 import concurrent.futures
 import os
 import signal
+import socket
 import threading
 
 import jax
 import numpy as np
 import pytest
+from jax._src.lib import _jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clip_jax.sharding import processes
 from clip_jax.sharding.line import Place
 from clip_jax.sharding.processes import (
+    Highest,
     agree,
     find_place,
     gather_json,
@@ -212,3 +215,56 @@ def test_an_older_run_on_a_disk_of_ones_own_is_not_the_shared_folder(side_by_sid
     assert "not seen by process 1:" in str(found(0, 2)[0])
     assert [path.name for path in folders[0].iterdir()] == ["config.json"]  # Nothing is left.
     assert found(0) == [None]
+
+
+@pytest.fixture
+def highest(side_by_side, monkeypatch):
+    """`highest(count)`: one for each of so many processes, and what jax's service still keeps."""
+    services, clients = [], []
+
+    def each(work):
+        with concurrent.futures.ThreadPoolExecutor(len(clients)) as pool:
+            list(pool.map(work, clients))
+
+    def make(count):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+        services.append(_jax.get_distributed_runtime_service(address, count))
+        clients.extend(_jax.get_distributed_runtime_client(address, n) for n in range(count))
+        each(lambda client: client.connect())
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        made = side_by_side(count, lambda number: Highest())
+        for one, client in zip(made, clients, strict=True):
+            one._client = client
+        return made, lambda: dict(clients[0].key_value_dir_get(f"{made[0]._name}/"))
+
+    yield make
+    each(lambda client: client.shutdown())
+    for service in services:
+        service.shutdown()
+
+
+def test_all_get_the_highest_of_each_round_and_only_the_last_is_kept(highest):
+    made, kept = highest(3)
+    numbers = np.random.default_rng(0).integers(-9, 100, (20, 3)).tolist()
+
+    def ask(number):
+        return [made[number](values[number]) for values in numbers]
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(ask, range(3))) == [[max(values) for values in numbers]] * 3
+    assert {key.split("/")[3] for key in kept()} == {"19"}
+
+
+def test_who_waits_for_the_highest_is_freed_when_it_is_closed(highest):
+    (first, _), _ = highest(2)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(first, 3)
+        first.close()
+        with pytest.raises(ValueError, match="closed while it waited for the other processes"):
+            waiting.result()
+
+
+def test_the_highest_of_one_process_is_its_own():
+    alone = Highest()
+    assert [alone(5), alone(3)] == [5, 3]
