@@ -168,7 +168,7 @@ def abstract_batch(config: TrainConfig, parts: Assembled) -> dict[str, Any]:
 
 def _packed_shapes(packing: Packing, captions: int) -> list[tuple[int, ...]]:
     """Of one group, with the room that the config gives."""
-    room = (-(-int(captions * packing.tokens_per_caption) // packing.row), packing.row)
+    room = (packing.rows(captions), packing.row)
     return [room, room, room, (captions,)]
 
 
