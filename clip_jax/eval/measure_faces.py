@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.data.sample import Sample
 from clip_jax.eval.checks import require_indices
 from clip_jax.eval.classification import predict
 from clip_jax.eval.classified import columns_of, group_figures, require_columns
+from clip_jax.eval.embed import Embedded
 from clip_jax.eval.fairness import equalized_odds_difference, max_skew, ndkl
 from clip_jax.eval.folders import OBJECTIVES, by_objective
-from clip_jax.eval.once import Embeddings, Pictures
+from clip_jax.eval.once import Embeddings
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.tasks import Groups
@@ -36,7 +38,7 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
       ValueError: no usable sample; lists without an objective; numbers out of range.
     """
     task = opened.task
-    found = embeddings.pictures(opened.source, opened.pictures).without(_without_numbers)
+    found = embeddings.pictures(opened.source, opened.pictures).passing(_without_numbers)
     if not found.keys:
         raise ValueError(f"{opened.folder}: no sample has numbers in a .npy")
     require_columns(found, opened)
@@ -70,7 +72,7 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
 
 
 def _scores(
-    found: Pictures,
+    found: Embedded,
     opened: Opened,
     embeddings: Embeddings,
     names: Mapping[str, tuple[str, ...]],
@@ -182,5 +184,5 @@ def _tables(
     }
 
 
-def _without_numbers(found: Pictures, row: int) -> str | None:
-    return None if found.numbers[row] else "it has no .npy with age, gender and race"
+def _without_numbers(sample: Sample) -> str | None:
+    return None if sample.numbers else "it has no .npy with age, gender and race"

@@ -10,10 +10,10 @@ from jaxtyping import Int
 
 from clip_jax.eval import probe
 from clip_jax.eval.classified import classified, labelled, report_classes
-from clip_jax.eval.embed import unit
+from clip_jax.eval.embed import Embedded, unit
 from clip_jax.eval.measure_classes import labelled_with_several, with_targets
 from clip_jax.eval.neighbours import neighbour_votes
-from clip_jax.eval.once import Embeddings, Pictures, brief
+from clip_jax.eval.once import Embeddings, brief
 from clip_jax.eval.one_vs_rest import Tagged, one_versus_rest
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
@@ -195,7 +195,7 @@ def folder_of(name: str, *, projected: bool) -> str:
 class _Task:
     train: Labelled
     test: Labelled
-    found: Pictures
+    found: Embedded
     """Of the test split."""
 
     def held_out(self) -> tuple[Labelled, Labelled]:
@@ -213,7 +213,7 @@ def _train(opened: Opened) -> Opened:
     return dataclasses.replace(opened.train, task=plain)
 
 
-def _tagged(part: Opened, embeddings: Embeddings, projected: bool) -> tuple[Pictures, Tagged]:
+def _tagged(part: Opened, embeddings: Embeddings, projected: bool) -> tuple[Embedded, Tagged]:
     pictures = embeddings.pictures(part.source, part.pictures, features=not projected)
     found, targets = with_targets(part, pictures)
     return found, Tagged(features=found.images, targets=targets)

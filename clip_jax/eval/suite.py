@@ -12,6 +12,7 @@ from clip_jax.eval.embed import Embedder
 from clip_jax.eval.groups import ByGroups
 from clip_jax.eval.learned import LinearProbe, NearestNeighbours
 from clip_jax.eval.public_sets import PublicSets
+from clip_jax.eval.remember import remembering
 from clip_jax.eval.retrieval import Retrieval
 from clip_jax.eval.zero_shot import ZeroShot
 
@@ -69,6 +70,8 @@ def run_evals(
 ) -> dict[str, float]:
     """Figures under flat names, `<task>/<name>/<metric>`.
 
+    What several of them read is embedded once.
+
     Args:
       evals: by the name they get in the figures.
       dataset: of those that name no data set themselves.
@@ -82,6 +85,7 @@ def run_evals(
     if unknown := [name for name in names if name not in evals]:
         wrong = ", ".join(_with_nearest(name, evals) for name in unknown)
         raise ValueError(f"no such evaluation: {wrong}; there are {sorted(evals)}")
+    embedder = remembering(embedder)
     return {
         f"{evals[name].task}/{name}/{metric}": float(value)
         for name in names

@@ -261,20 +261,17 @@ def _hooks(
         warn=course.warn,
     )
     evaluate, found = evaluator(config, stage.parts, course.warn), course.found
-    evals = [
-        EvalHook(
-            each.every_steps or 0,
-            name,
-            evaluate,
-            found=found,
-            figures=course.figures,
-            stopwatch=stopwatch,
-        )
-        for name, each in config.evals.items()
-    ]
+    evals = EvalHook(
+        {name: each.every_steps for name, each in config.evals.items()},
+        evaluate,
+        end=stage.end,
+        found=found,
+        figures=course.figures,
+        stopwatch=stopwatch,
+    )
     every, plain = config.checkpoint.every_steps, to_data(config)
     save = SaveHook(every, course.store, feed=feed, config=plain, found=found, stopwatch=stopwatch)
-    return [log, *evals, save], save
+    return [log, evals, save], save
 
 
 def _warner(console: Console) -> Callable[[str], None]:
@@ -332,8 +329,8 @@ def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any)
 
 def evaluator(
     config: TrainConfig, parts: Assembled, warn: Callable[[str], None]
-) -> Callable[[Any, str], Mapping[str, float]]:
-    """`(params, name) -> figures` of one of the run's evaluations, on the run's mesh."""
+) -> Callable[[Any, Sequence[str]], Mapping[str, float]]:
+    """`(params, names) -> figures` of some of the run's evaluations, on the run's mesh."""
 
     def on_mesh(rows: Any) -> jax.Array:
         return place_batch({"rows": rows}, parts.batch_sharding)["rows"]
@@ -345,8 +342,8 @@ def evaluator(
     whole = NamedSharding(parts.mesh, PartitionSpec())
     encoders = Encoders(parts.model, config.recipe, on_mesh, whole)
 
-    def evaluate(params: Any, name: str) -> Mapping[str, float]:
+    def evaluate(params: Any, names: Sequence[str]) -> Mapping[str, float]:
         embedder = encoders.bind(params, config.tokenizer, config.eval_batch, rows=rows, warn=warn)
-        return run_evals(config.evals, config.data, embedder, [name])
+        return run_evals(config.evals, config.data, embedder, names)
 
     return evaluate

@@ -108,6 +108,20 @@ def test_figures_are_those_of_the_suite_whatever_the_kind(root, tmp_path):
     assert skipped.startswith("vtab/pets: 1 left out: sample '0/s0000002': ")
 
 
+def test_pictures_that_several_data_sets_share_are_embedded_once(root):
+    """Both names of CIFAR-10 mean one folder; and the same folder may also hold several labels."""
+    keys = ("vtab/pets", "wds_vtab-pets")
+    counts = []
+    counting = dataclasses.replace(sets.model(counts).embedder, scale=20.0, warn=[].append)
+    each = [dict(PublicSets(sets=(key,), root=str(root)).run(UNUSED, counting)) for key in keys]
+    apart = counts.count("images")
+    counts.clear()
+    both = dict(PublicSets(sets=keys, root=str(root)).run(UNUSED, counting))
+    assert 2 * counts.count("images") == apart > 0
+    for key, one in zip(keys, each, strict=True):
+        assert {name: both[f"{file_name(key)}/{name}"] for name in one} == one
+
+
 def test_of_one_data_set_the_figures_have_plain_names(root, tmp_path):
     found = figures(PublicSets(sets=("winoground",), root=str(root)))
     sets.run(root, ("winoground",), tmp_path / "out")
