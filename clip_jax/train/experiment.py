@@ -22,7 +22,7 @@ from clip_jax.data.pipeline import train_batches
 from clip_jax.data.position import join
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
-from clip_jax.eval.suite import opened_by, run_evals, write_figures
+from clip_jax.eval.suite import open_evals, run_evals, write_figures
 from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
@@ -108,15 +108,10 @@ def _agree(config: TrainConfig, source: Source) -> None:
 
     Raises:
       ValueError: on all processes; names everything that differs.
-      ValueError, OSError: data of an evaluation that cannot be opened.
+      ValueError, OSError: data of evaluations that cannot be opened; names them.
     """
-    sources, words = {"data": source}, dict[str, str]()
-    for name, evaluation in config.evals.items():
-        for part, opened, beside in opened_by(evaluation, config.data):
-            sources[f"data of evals.{name}, {part}"] = opened
-            if beside is not None:
-                words[f"names and texts of evals.{name}, {part}"] = beside
-    agree(fingerprints(to_data(config), sources, local=LOCAL) | words)
+    sources, words = open_evals(config.evals, config.data)
+    agree(fingerprints(to_data(config), {"data": source, **sources}, local=LOCAL) | words)
 
 
 def _how_to_go_on(store: Store, error: DivergedError) -> str:

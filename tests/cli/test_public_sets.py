@@ -152,4 +152,5 @@ def test_a_name_that_is_wrong_shows_before_the_first_step(experiment, root, tmp_
 
     wrong = fault(sets=("winogruond", "mnist", "cars"))
     assert "is called 'winogruond' (nearest: 'winoground'); cars is not in " in wrong
-    assert fault(root=str(tmp_path / "none")).startswith(f"{tmp_path / 'none'} is no folder")
+    none = tmp_path / "none"
+    assert fault(root=str(none)).startswith(f"evals.all: {none} is no folder")

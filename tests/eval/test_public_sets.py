@@ -19,8 +19,9 @@ from clip_jax.data import Digits
 from clip_jax.eval import embed as embed_module
 from clip_jax.eval.outcome import file_name
 from clip_jax.eval.public_sets import PublicSets
-from clip_jax.eval.suite import EvalConfig, Evaluator, opened_by, run_evals
+from clip_jax.eval.suite import EvalConfig, Evaluator, open_evals, opened_by, run_evals
 from clip_jax.eval.tasks import SUITES, TASKS
+from clip_jax.eval.zero_shot import ZeroShot
 
 HERE = pathlib.Path(__file__).parent
 every = types.SimpleNamespace(**runpy.run_path(str(HERE / "test_every_set.py")))
@@ -194,6 +195,28 @@ def test_what_is_missing_shows_before_it_is_needed_all_at_once(root, tmp_path):
     evaluation = PublicSets(sets=("winoground",), root=str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match=r"none is no folder; data sets are looked for"):
         evaluation.open()
+
+
+def test_the_evaluation_that_cannot_be_opened_is_named(root):
+    evals = {
+        "good": PublicSets(sets=("winoground",), root=str(root)),
+        "lost": PublicSets(sets=("cars",), root=str(root)),
+        "odd": ZeroShot(split="tset"),
+    }
+    each = {}
+    for name in ("lost", "odd"):
+        with pytest.raises((ValueError, OSError)) as error:
+            list(opened_by(evals[name], UNUSED))
+        each[name] = f"evals.{name}: {error.value}"
+        with pytest.raises(FileNotFoundError if name == "lost" else ValueError) as error:
+            open_evals({"good": evals["good"], name: evals[name]}, UNUSED)
+        assert str(error.value) == each[name]
+    with pytest.raises(ValueError) as error:
+        open_evals(evals, UNUSED)
+    assert str(error.value) == "; ".join(each.values())
+    sources, words = open_evals({"good": evals["good"]}, UNUSED)
+    assert list(sources) == ["data of evals.good, winoground"]
+    assert list(words) == ["names and texts of evals.good, winoground"]
 
 
 def test_what_is_opened_is_named_and_marked_by_its_words(root, tmp_path):

@@ -65,6 +65,6 @@ def test_they_run_every_so_many_steps_of_a_run(finished, tmp_path):
 
 def test_a_split_to_learn_from_that_is_missing_shows_before_the_first_step(experiment, tmp_path):
     evals = {"probe": LinearProbe(split="unseen_images", learn_from="trian")}
-    with pytest.raises(ValueError, match="trian"):
+    with pytest.raises(ValueError, match=r"^evals\.probe: .*trian"):
         train(experiment(tmp_path / "run", evals=evals), Console(quiet=True))
     assert not (tmp_path / "run").exists()
