@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clip_jax.eval.bootstrap import Interval, levels, paired_difference
-from clip_jax.eval.drawn_groups import GroupFigure, drawn_difference, group_figures
+from clip_jax.eval.drawn_groups import GroupFigure, drawn_difference, group_ways
 from clip_jax.eval.drawn_precision import drawn_precision
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.shifts import present_macro_f1
@@ -253,7 +253,7 @@ def _ways(one: Outcome, metric: str) -> Iterator[tuple[str, Measure]]:
         yield "f1", _macro_f1(arrays)
     if metric == "mean_average_precision" and "ranks" in arrays and "targets" in arrays:
         yield "precisions", drawn_precision(arrays["ranks"], arrays["targets"])
-    yield from group_figures(one, metric)
+    yield from group_ways(one, metric)
 
 
 def _caption_mean(one: Outcome, metric: str) -> Measure:

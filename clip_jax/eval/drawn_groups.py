@@ -73,7 +73,7 @@ def drawn_difference(
     return np.concatenate(found)
 
 
-def group_figures(one: Outcome, metric: str) -> Iterator[tuple[str, GroupFigure]]:
+def group_ways(one: Outcome, metric: str) -> Iterator[tuple[str, GroupFigure]]:
     """Named ways in which a metric may come from groups: as a mean, the worst, a gap, as odds."""
     if odds := re.fullmatch(r"(\w+)_equalized_odds_(\w+)", metric):
         yield from _odds(one.arrays, *odds.groups())
@@ -94,7 +94,7 @@ def group_figures(one: Outcome, metric: str) -> Iterator[tuple[str, GroupFigure]
         return
     kinds = {"gap": _gap, "wg": _worst, "worst": _worst}
     named = [of for kind, of in kinds.items() if kind in rest.split("_")]
-    for fields in _attributes(one, stem) if named else ():
+    for fields in _attributes(one, stem, rest) if named else ():
         for ignored in ("", "Other"):
             group = _crossed(one.arrays, fields, ignored)
             if group is not None and len(group) == len(credit):
@@ -168,12 +168,16 @@ def _values(rest: str) -> dict[str, int]:
     return {field: int(value) for field, value in re.findall(r"_?([a-z]\w*?):(\d+)", rest)}
 
 
-def _attributes(one: Outcome, stem: str) -> list[tuple[str, ...]]:
-    """By which fields there are means of groups under this name; without any, each field."""
+def _attributes(one: Outcome, stem: str, rest: str) -> list[tuple[str, ...]]:
+    """Fields by which the groups may be: those named in the rest of the metric's name.
+
+    Without any, all by which there are means of groups under the stem; without these, each field.
+    """
     rests = (name.removeprefix(f"{stem}_") for name in one.figures if name.startswith(f"{stem}_"))
     named = dict.fromkeys(tuple(found) for rest in rests if (found := _values(rest)))
     every = [(name.removeprefix("group/"),) for name in one.arrays if name.startswith("group/")]
-    return list(named) or every
+    possible = list(named) or every
+    return [fields for fields in possible if "_".join(fields) in rest] or possible
 
 
 def _crossed(

@@ -157,7 +157,7 @@ def test_draws_of_cells_follow_the_law_of_draws_of_samples():
     sides = faces(1), faces(2)
     rows = np.arange(800)
     for metric in ("acc_gender_gap", "gender_equalized_odds_race"):
-        pairs = [dict(drawn_groups.group_figures(side, metric)) for side in sides]
+        pairs = [dict(drawn_groups.group_ways(side, metric)) for side in sides]
         (first,), (second,) = ([*found.values()][:1] for found in pairs)
         fast = drawn_groups.drawn_difference(
             first, second, (rows, rows), np.random.default_rng(0), 4000
