@@ -97,7 +97,9 @@ def compare(first: Sequence[Outcome], second: Sequence[Outcome]) -> list[Pairing
 def _pair(a: Outcome, b: Outcome) -> Pairing:
     rows = _matched(a, b)
     _require_same_samples(a, b, *rows)
-    metrics = [_compared(a, b, metric, rows) for metric in a.figures if metric in b.figures]
+    # How many samples a group has says nothing of a model.
+    names = [name for name in a.figures if name in b.figures and not name.startswith("count_")]
+    metrics = [_compared(a, b, metric, rows) for metric in names]
     gained, lost = _changes(a, b, rows)
     return Pairing(
         key=a.key,
