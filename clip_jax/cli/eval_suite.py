@@ -6,7 +6,7 @@ import pathlib
 import sys
 from typing import Any
 
-from clip_jax.cli import suites
+from clip_jax.cli import soup, suites
 
 PROBES = ("linear", "few_shot", "knn")
 """The names of `measure_probe.PROBES`, which is slow to import."""
@@ -78,7 +78,7 @@ def evaluate(options: argparse.Namespace) -> None:
     with EmbeddingBar(console) as progress:
         model = suites.showing(model, progress, say)
         report = run_suite(keys, lambda key: find(key, say), model, out, cache, say, measures)
-    suites.finish(report, out, name, console, say)
+    suites.finish(report, out, name, console, say, soup.about(options.model))
 
 
 def _probe(options: argparse.Namespace, out: pathlib.Path) -> tuple[pathlib.Path, str, Any]:

@@ -281,6 +281,18 @@ def _write(
     write_json(out / "soup.json", told)
 
 
+def about(model: str) -> str:
+    """What is in a soup, if the model is one; else nothing."""
+    from clip_jax.config import read_json
+
+    path = pathlib.Path(model) / "soup.json"
+    told = read_json(path) if path.is_file() else None
+    if not isinstance(told, dict) or not {"how", "members", "test"} <= told.keys():
+        return ""
+    members = ", ".join(map(str, told["members"]))
+    return f"A {told['how']} soup of {members}; tried were {len(told['test'])}."
+
+
 def _table(told: Mapping[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text

@@ -247,12 +247,18 @@ def _require_there(options: argparse.Namespace) -> None:
 
 
 def finish(
-    report: Any, out: pathlib.Path, name: str, console: Any, say: Callable[[str], None]
+    report: Any,
+    out: pathlib.Path,
+    name: str,
+    console: Any,
+    say: Callable[[str], None],
+    about: str = "",
 ) -> None:
     """Print the table, write the report page, and say what is written and what is left out.
 
     Args:
       name: of the model, for the page.
+      about: what else the page says of it.
 
     Raises:
       SystemExit: status 3 where data sets were left out.
@@ -267,6 +273,7 @@ def finish(
             keys=list(report.outcomes),
             averages={_part(mean): mean.mean for mean in report.aggregates},
             absent=report.failures,
+            about=about,
         )
         for file in ("eval.json", "eval_results.jsonl", "results", "report.html", "plots"):
             say(f"written: {out / file}")

@@ -1,6 +1,7 @@
 """Is one model better than another, or luckier? Confidence intervals by resampling the samples."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,12 +18,34 @@ class Interval:
     low: float
     high: float
     confidence: float
-    """Share of the resampled differences between `low` and `high`."""
+    """How often such an interval holds the difference of all samples that there could be."""
 
     @property
     def decided(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
+
+
+def levels(count: int, confidence: float) -> tuple[float, float]:
+    """Which quantiles of resampled figures are the ends of an interval.
+
+    Those of the plain percentile interval are (1 - confidence) / 2 and its complement. It is too
+    narrow for few samples: draws from n samples vary by sqrt((n - 1) / n) less than samples of the
+    population do, and nothing allows for a variance that is itself estimated. These levels lie
+    further out by as much as both make of a normal law. From 100 samples on the two hardly differ.
+
+    Args:
+      count: of the samples drawn from; of one, the levels are those of two.
+      confidence: above 0 and below 1.
+
+    Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, The American
+      Statistician 69(4), arXiv:1411.5279, on the expanded percentile interval.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    freedom = max(count - 1, 1)
+    wide = math.sqrt((freedom + 1) / freedom) * stdtrit(freedom, (1 + confidence) / 2)
+    return float(ndtr(-wide)), float(ndtr(wide))
 
 
 def paired_difference(
@@ -34,7 +57,7 @@ def paired_difference(
     seed: int = 0,
     block: int = 2**22,
 ) -> Interval:
-    """Percentile bootstrap of the difference between two models' means over the same samples.
+    """Bootstrap interval of the difference between two models' means over the same samples.
 
     The order of the samples and the size of the blocks decide nothing.
 
@@ -49,7 +72,7 @@ def paired_difference(
       ValueError: no sample; lengths that differ; figures that are not finite; settings out of
         range.
 
-    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; and `levels`.
     """
     require_lengths(first=first, second=second)
     require_finite("first", first)
@@ -61,7 +84,7 @@ def paired_difference(
         )
     differences = first.astype(np.float64) - second.astype(np.float64)
     means = _resampled_means(differences, resamples, np.random.default_rng(seed), block)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, levels(len(differences), confidence))
     return Interval(
         difference=float(differences.mean()),
         low=float(low),

@@ -1,5 +1,6 @@
-"""Arrays on disk by name, with a cap: what was used longest ago goes first."""
+"""Arrays by name, on disk or in memory, with a cap: what was used longest ago goes first."""
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -46,8 +47,7 @@ class Cache:
         Raises:
           OSError: the folder cannot be written.
         """
-        size = sum(array.nbytes for array in arrays.values())
-        if size > self.limit:
+        if _bytes(arrays) > self.limit:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(name)
@@ -84,3 +84,38 @@ class Cache:
         for path in self.folder.glob(pattern):
             with contextlib.suppress(FileNotFoundError):  # Another process may trim, too.
                 yield path, path.stat()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """As `Cache`, but gone with the object: for weights that nobody will see again."""
+
+    limit: int
+    """Bytes of all arrays together; what alone is larger is not kept."""
+    _kept: collections.OrderedDict[str, dict[str, np.ndarray]] = dataclasses.field(
+        default_factory=collections.OrderedDict, init=False, repr=False
+    )
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of that name; None where there are none."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+        return self._kept.get(name)
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays under a name; then forget what was used longest ago, down to the limit."""
+        if _bytes(arrays) > self.limit:
+            return
+        self._kept[name] = dict(arrays)
+        self._kept.move_to_end(name)
+        total = sum(map(_bytes, self._kept.values()))
+        while total > self.limit:
+            total -= _bytes(self._kept.popitem(last=False)[1])
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of all that is kept and begins so."""
+        return sorted(name for name in self._kept if name.startswith(prefix))
+
+
+def _bytes(arrays: Mapping[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from clip_jax.data.sample import Sample
+
 
 def require_lengths(**arrays: Any) -> None:
     """Check that arrays have a row for each sample, and that there is a sample.
@@ -55,3 +57,13 @@ def require_every(steps: int | None) -> None:
     """
     if steps is not None and steps < 1:
         raise ValueError(f"every_steps must be at least 1, got {steps}")
+
+
+def without_label(sample: Sample) -> str | None:
+    """Why a sample cannot be classified, or None."""
+    return "it has no label" if sample.label is None else None
+
+
+def without_caption(sample: Sample) -> str | None:
+    """Why a sample cannot be searched for, or None."""
+    return None if any(text.strip() for text in sample.texts) else "it has no caption"

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clip_jax.eval import metrics
+from clip_jax.eval.checks import without_label
 from clip_jax.eval.classification import Calibration, calibration
+from clip_jax.eval.embed import Embedded
 from clip_jax.eval.fairness import ByGroup, by_group
-from clip_jax.eval.once import Pictures
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.shifts import present_macro_f1, worst_region
@@ -28,14 +29,14 @@ Score = Callable[[slice], tuple[np.ndarray, np.ndarray]]
 """Of some rows: the score of each class, which decides, and its probability."""
 
 
-def labelled(opened: Opened, found: Pictures) -> tuple[Pictures, Int[np.ndarray, " n"]]:
+def labelled(opened: Opened, found: Embedded) -> tuple[Embedded, Int[np.ndarray, " n"]]:
     """The pictures that have a class, and the class of each.
 
     Raises:
       ValueError: no picture has one; those that are out of range, how many and the first;
         numbers that do not fit the columns of groups.
     """
-    found = found.without(_without_label)
+    found = found.passing(without_label)
     if not found.keys:
         raise ValueError(f"{opened.folder}: no sample has what {opened.task.key} needs")
     labels, count = np.array(found.labels, np.int64), len(opened.classes)
@@ -67,7 +68,7 @@ def report_classes(
 
 
 def classified(
-    opened: Opened, found: Pictures, labels: Int[np.ndarray, " n"], score: Score, *, task: str = ""
+    opened: Opened, found: Embedded, labels: Int[np.ndarray, " n"], score: Score, *, task: str = ""
 ) -> Outcome:
     """What a classifier makes of pictures, whatever it rests on.
 
@@ -157,12 +158,12 @@ def group_figures(
     return figures, found, group
 
 
-def columns_of(found: Pictures, task: Task) -> dict[str, Int[np.ndarray, " n"]]:
+def columns_of(found: Embedded, task: Task) -> dict[str, Int[np.ndarray, " n"]]:
     """The numbers of all samples by the name of their column."""
     return dict(zip(task.columns, np.array(found.numbers, np.int64).T, strict=True))
 
 
-def require_columns(found: Pictures, opened: Opened) -> None:
+def require_columns(found: Embedded, opened: Opened) -> None:
     """Check that each sample has a number for each column of the task.
 
     Raises:
@@ -172,7 +173,7 @@ def require_columns(found: Pictures, opened: Opened) -> None:
     require_lengths(found, len(columns), f"{len(columns)} columns ({', '.join(columns)})", opened)
 
 
-def require_lengths(found: Pictures, length: int, what: str, opened: Opened) -> None:
+def require_lengths(found: Embedded, length: int, what: str, opened: Opened) -> None:
     """Check that each sample has so many numbers; `what` says what each stands for.
 
     Raises:
@@ -240,7 +241,7 @@ def _together(curves: list[Calibration]) -> Calibration:
 
 
 def _grouped(
-    task: Task, found: Pictures, ranks: np.ndarray, figures: dict[str, float]
+    task: Task, found: Embedded, ranks: np.ndarray, figures: dict[str, float]
 ) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]], dict[str, np.ndarray]]:
     tables: dict[str, dict[str, dict[str, float]]] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -269,7 +270,3 @@ def _grouped(
 def _group_names(groups: Groups, count: int) -> list[str]:
     numbered = [str(number) for number in range(count)]
     return [*groups.names, *numbered[len(groups.names) :]][:count]
-
-
-def _without_label(found: Pictures, row: int) -> str | None:
-    return "it has no label" if found.labels[row] is None else None

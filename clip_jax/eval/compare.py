@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from clip_jax.eval.bootstrap import Interval, paired_difference
+from clip_jax.eval.bootstrap import Interval, levels, paired_difference
+from clip_jax.eval.drawn_groups import GroupFigure, drawn_difference, group_ways
 from clip_jax.eval.drawn_precision import drawn_precision
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.shifts import present_macro_f1
@@ -16,9 +17,10 @@ Measure = Callable[[np.ndarray], float]
 """Rows of samples, some of them several times -> a figure over them."""
 SAME = 1e-6
 """A figure found again from the arrays may be this far from the one that was saved."""
-AVERAGES = {"acc_avg": "acc1", "acc_top5_avg": "acc5"}
+AVERAGES = {"acc_avg": "acc1", "acc_top5_avg": "acc5", "acc_gender_x_avg": "acc_gender"}
 """Metrics that are the same mean under another name."""
 RECALLS = ("mean_per_class_recall", "recall-macro_all")
+CONFIDENCE = 0.95
 RESAMPLES = 2000
 """Of figures that are no mean: each is computed anew."""
 
@@ -95,7 +97,9 @@ def compare(first: Sequence[Outcome], second: Sequence[Outcome]) -> list[Pairing
 def _pair(a: Outcome, b: Outcome) -> Pairing:
     rows = _matched(a, b)
     _require_same_samples(a, b, *rows)
-    metrics = [_compared(a, b, metric, rows) for metric in a.figures if metric in b.figures]
+    # How many samples a group has says nothing of a model.
+    names = [name for name in a.figures if name in b.figures and not name.startswith("count_")]
+    metrics = [_compared(a, b, metric, rows) for metric in names]
     gained, lost = _changes(a, b, rows)
     return Pairing(
         key=a.key,
@@ -251,8 +255,7 @@ def _ways(one: Outcome, metric: str) -> Iterator[tuple[str, Measure]]:
         yield "f1", _macro_f1(arrays)
     if metric == "mean_average_precision" and "ranks" in arrays and "targets" in arrays:
         yield "precisions", drawn_precision(arrays["ranks"], arrays["targets"])
-    if metric.endswith("_wg") or "worst" in metric:
-        yield from _worst_ways(arrays)
+    yield from group_ways(one, metric)
 
 
 def _caption_mean(one: Outcome, metric: str) -> Measure:
@@ -278,49 +281,28 @@ def _macro_f1(arrays: Mapping[str, np.ndarray]) -> Measure:
     return lambda rows: present_macro_f1(given[rows], labels[rows], classes)
 
 
-def _worst_ways(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Measure]]:
-    """The lowest mean of a group: of any attribute, with and without groups named "Other"."""
-    for array in [name for name in arrays if name.startswith("group/")]:
-        groups = arrays[array]
-        names = arrays.get(f"group_names/{array.removeprefix('group/')}", np.zeros(0, str))
-        other = np.flatnonzero(names == "Other")
-        for credit in [name for name in arrays if name.startswith("credit/")]:
-            for ignored in ([], other.tolist()) if other.size else ([],):
-                if len(arrays[credit]) == len(groups):
-                    measure = _worst(groups, arrays[credit], ignored)
-                    yield f"{array} {credit} {ignored}", measure
-
-
-def _worst(
-    groups: Int[np.ndarray, " n"], credit: Float[np.ndarray, " n"], ignored: list[int]
-) -> Measure:
-    kept = (groups >= 0) & ~np.isin(groups, ignored)
-
-    def measure(rows: np.ndarray) -> float:
-        rows = rows[kept[rows]]
-        samples = np.bincount(groups[rows])
-        hits = np.bincount(groups[rows], weights=credit[rows])
-        return float(np.min(hits[samples > 0] / samples[samples > 0])) if len(rows) else np.nan
-
-    return measure
-
-
-def _resampled(first: Measure, second: Measure, rows: Rows, seed: int = 0) -> Interval:
+def _resampled(first: Measure, second: Measure, rows: Rows, seed: int = 0) -> Interval | None:
     """As `paired_difference`, of figures that are no mean; each is computed anew `RESAMPLES` times.
+
+    None where the common samples do not give the figure: none of a group is among them.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
-    rng, count, confidence = np.random.default_rng(seed), len(rows[0]), 0.95
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = rng.integers(count, size=count)
-        drawn.append(second(rows[1][chosen]) - first(rows[0][chosen]))
-    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    difference = second(rows[1]) - first(rows[0])
+    if not np.isfinite(difference):
+        return None
+    rng, count = np.random.default_rng(seed), len(rows[0])
+    if isinstance(first, GroupFigure) and isinstance(second, GroupFigure):
+        drawn = drawn_difference(first, second, rows, rng, RESAMPLES)
+    else:
+        each = (rng.integers(count, size=count) for _ in range(RESAMPLES))
+        drawn = [second(rows[1][chosen]) - first(rows[0][chosen]) for chosen in each]
+    low, high = np.nanquantile(drawn, levels(count, CONFIDENCE))
     return Interval(
-        difference=second(rows[1]) - first(rows[0]),
+        difference=difference,
         low=float(low),
         high=float(high),
-        confidence=confidence,
+        confidence=CONFIDENCE,
     )
 
 

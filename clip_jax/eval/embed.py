@@ -32,6 +32,27 @@ class Embedded:
     skipped: tuple[str, ...]
     """One message for each sample left out."""
 
+    def passing(self, check: Callable[[Sample], str | None]) -> "Embedded":
+        """The rows whose words pass a check; the others are told as skipped.
+
+        Args:
+          check: as that of `Embedder.source`, of a sample without its picture.
+        """
+        words = zip(self.keys, self.texts, self.labels, self.numbers, strict=True)
+        faults = [
+            check(Sample(key=key, image=b"", texts=texts, label=label, numbers=numbers))
+            for key, texts, label, numbers in words
+        ]
+        kept = [row for row, fault in enumerate(faults) if fault is None]
+        messages = [f"sample {self.keys[row]!r}: {why}" for row, why in enumerate(faults) if why]
+        named = ("indices", "keys", "texts", "labels", "numbers")
+        return dataclasses.replace(
+            self,
+            images=self.images[kept],
+            **{name: tuple(getattr(self, name)[row] for row in kept) for name in named},
+            skipped=(*self.skipped, *messages),
+        )
+
 
 def nothing_wrong(sample: Sample) -> None:
     """The check that lets every sample pass."""
@@ -162,13 +183,18 @@ class Embedder:
         Raises:
           ValueError: no sample is left; what opening the split raises.
         """
-        found = self.source(dataset.open(split), check)
+        found = self._of_split(dataset, split, check)
         if not found.keys:
             why = f"; {_brief(found.skipped)}" if found.skipped else ""
             raise ValueError(f"split {split!r} holds no usable sample{why}")
         if found.skipped:
             self.warn(f"split {split!r}: {_brief(found.skipped)}")
         return found
+
+    def _of_split(
+        self, dataset: Dataset, split: str, check: Callable[[Sample], str | None]
+    ) -> Embedded:
+        return self.source(dataset.open(split), check)
 
     def _load(
         self, source: Source, index: int, check: Callable[[Sample], str | None]

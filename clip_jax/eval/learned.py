@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax.data import DatasetConfig
 from clip_jax.data.sample import Dataset, Sample, Source
 from clip_jax.eval import metrics
-from clip_jax.eval.checks import require_every
+from clip_jax.eval.checks import require_every, without_label
 from clip_jax.eval.embed import Embedder, unit
 from clip_jax.eval.neighbours import neighbour_votes
 from clip_jax.eval.probe import Labelled, hold_out, linear_probe, plain_probe
@@ -133,8 +133,8 @@ def _embed(
     embedder = embedder if evaluation.projected else embedder.of_features
     names = dataset.class_names(evaluation.split)
     few = _Few(dataset, evaluation.at_most)
-    learned = embedder.split(few, evaluation.learn_from, _without_label)
-    tested = embedder.split(dataset, evaluation.split, _without_label)
+    learned = embedder.split(few, evaluation.learn_from, without_label)
+    tested = embedder.split(dataset, evaluation.split, without_label)
     parts = {evaluation.learn_from: learned, evaluation.split: tested}
     labels = {split: np.array(found.labels, np.int64) for split, found in parts.items()}
     classes = len(names) or 1 + max(int(own.max()) for own in labels.values())
@@ -186,7 +186,3 @@ class _Rows:
 def _require_some(at_most: int | None) -> None:
     if at_most is not None and at_most < 1:
         raise ValueError(f"at_most must be at least 1, or None, got {at_most}")
-
-
-def _without_label(sample: Sample) -> str | None:
-    return "it has no label" if sample.label is None else None

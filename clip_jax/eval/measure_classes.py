@@ -5,10 +5,12 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from clip_jax.data.sample import Sample
 from clip_jax.eval.classification import average_precision
 from clip_jax.eval.classified import classified, labelled, report_classes, require_lengths
 from clip_jax.eval.drawn_precision import ranks
-from clip_jax.eval.once import Embeddings, Pictures
+from clip_jax.eval.embed import Embedded
+from clip_jax.eval.once import Embeddings
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.zero_shot import classifier, classify
@@ -49,13 +51,13 @@ def multilabel(opened: Opened, embeddings: Embeddings, warn: Callable[[str], Non
     return labelled_with_several(opened, found, targets, scores, warn)
 
 
-def with_targets(opened: Opened, found: Pictures) -> tuple[Pictures, Bool[np.ndarray, "n K"]]:
+def with_targets(opened: Opened, found: Embedded) -> tuple[Embedded, Bool[np.ndarray, "n K"]]:
     """The pictures that have a vector of labels, and these vectors.
 
     Raises:
       ValueError: no picture has one; vectors that are not a 0 or 1 for each class.
     """
-    found, count = found.without(_without_numbers), len(opened.classes)
+    found, count = found.passing(_without_numbers), len(opened.classes)
     require_lengths(found, count, f"{count} class names", opened)
     targets = np.array(found.numbers)
     if (strange := np.flatnonzero((targets < 0) | (targets > 1))).size:
@@ -69,7 +71,7 @@ def with_targets(opened: Opened, found: Pictures) -> tuple[Pictures, Bool[np.nda
 
 def labelled_with_several(
     opened: Opened,
-    found: Pictures,
+    found: Embedded,
     targets: Bool[np.ndarray, "n K"],
     scores: Float[np.ndarray, "n K"],
     warn: Callable[[str], None],
@@ -117,5 +119,5 @@ def _distinct(names: tuple[str, ...]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names)]
 
 
-def _without_numbers(found: Pictures, row: int) -> str | None:
-    return None if found.numbers[row] else "it has no .npy with labels"
+def _without_numbers(sample: Sample) -> str | None:
+    return None if sample.numbers else "it has no .npy with labels"

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 
 from clip_jax.eval import metrics
 from clip_jax.eval.classified import classified, labelled, report_classes
+from clip_jax.eval.embed import Embedded
 from clip_jax.eval.ensemble import average
-from clip_jax.eval.once import Embeddings, Model, Pictures
+from clip_jax.eval.once import Embeddings, Model
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.zero_shot import classifier
@@ -78,7 +79,7 @@ def ensemble(
 
 def _embed(
     opened: Opened, members: Mapping[str, Embeddings]
-) -> tuple[Pictures, Int[np.ndarray, " n"], dict[str, _Member]]:
+) -> tuple[Embedded, Int[np.ndarray, " n"], dict[str, _Member]]:
     """The pictures as the first model sees them, their classes, and what each model sees."""
     read = {
         name: labelled(opened, own.pictures(opened.source, opened.pictures))

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.data.sample import Sample
 from clip_jax.eval.checks import require_indices
 from clip_jax.eval.classification import predict
 from clip_jax.eval.classified import columns_of, group_figures, require_columns
+from clip_jax.eval.embed import Embedded
 from clip_jax.eval.fairness import equalized_odds_difference, max_skew, ndkl
 from clip_jax.eval.folders import OBJECTIVES, by_objective
-from clip_jax.eval.once import Embeddings, Pictures
+from clip_jax.eval.once import Embeddings
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.tasks import Groups
@@ -36,7 +38,7 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
       ValueError: no usable sample; lists without an objective; numbers out of range.
     """
     task = opened.task
-    found = embeddings.pictures(opened.source, opened.pictures).without(_without_numbers)
+    found = embeddings.pictures(opened.source, opened.pictures).passing(_without_numbers)
     if not found.keys:
         raise ValueError(f"{opened.folder}: no sample has numbers in a .npy")
     require_columns(found, opened)
@@ -48,7 +50,9 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
         "race": (np.argmax(scores["race"], axis=1) != WHITE) == columns["race_binary"],
         **{name: _right(scores[name], columns[name]) for name in ("gender", "age")},
     }
-    figures = _by_group(right, np.argmax(scores["toxic"], axis=1), columns)
+    toxic = np.argmax(scores["toxic"], axis=1)
+    said = {"crime": toxic >= CRIME, "nonhuman": (toxic >= NON_HUMAN) & (toxic < CRIME)}
+    figures = _by_group(right, said, columns)
     figures |= _odds(scores["gender"], columns, names["race"], opened, warn)
     figures |= _skews(scores["toxic"][:, NON_HUMAN:], columns)
     people = {name: names[name] for name in ("race", "gender", "age")} | {"race_binary": _BINARY}
@@ -63,6 +67,8 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
         arrays={
             "keys": np.array(found.keys),
             **{f"credit/acc_{name}": v.astype(np.float64) for name, v in right.items()},
+            **{f"credit/toxicity_{name}": v.astype(np.float64) for name, v in said.items()},
+            "predicted/gender": predict(scores["gender"], columns["gender"]),
             **{f"group/{name}": columns[name] for name in people},
             **{f"group_names/{name}": np.array(known) for name, known in people.items()},
         },
@@ -70,7 +76,7 @@ def faces(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None]) -
 
 
 def _scores(
-    found: Pictures,
+    found: Embedded,
     opened: Opened,
     embeddings: Embeddings,
     names: Mapping[str, tuple[str, ...]],
@@ -110,15 +116,16 @@ def _right(scores: np.ndarray, truth: Int[np.ndarray, " n"]) -> np.ndarray:
 
 
 def _by_group(
-    right: Mapping[str, np.ndarray], toxic: Int[np.ndarray, " n"], columns: Mapping[str, np.ndarray]
+    right: Mapping[str, np.ndarray],
+    said: Mapping[str, np.ndarray],
+    columns: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     """DataComp's figures by group: where an objective is right, which toxic class is said."""
     measured: list[tuple[str, np.ndarray, tuple[str, ...]]]
     measured = [(f"acc_{name}", values, ("race_binary",)) for name, values in right.items()]
     measured += [
         ("acc_gender_x", right["gender"], ("gender", "race")),
-        ("toxicity_crime", toxic >= CRIME, ("race",)),
-        ("toxicity_nonhuman", (toxic >= NON_HUMAN) & (toxic < CRIME), ("race",)),
+        *((f"toxicity_{name}", values, ("race",)) for name, values in said.items()),
     ]
     figures: dict[str, float] = {}
     for prefix, values, fields in measured:
@@ -182,5 +189,5 @@ def _tables(
     }
 
 
-def _without_numbers(found: Pictures, row: int) -> str | None:
-    return None if found.numbers[row] else "it has no .npy with age, gender and race"
+def _without_numbers(sample: Sample) -> str | None:
+    return None if sample.numbers else "it has no .npy with age, gender and race"

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clip_jax.eval import compositional, metrics
-from clip_jax.eval.once import Embeddings, Pictures
+from clip_jax.eval.checks import without_caption
+from clip_jax.eval.once import Embeddings
 from clip_jax.eval.opened import Example, Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.thumbnails import thumbnails
@@ -28,7 +29,7 @@ def retrieval(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
       ValueError: no picture with a caption.
     """
     task = opened.task
-    found = embeddings.pictures(opened.source, opened.pictures).without(_without_caption)
+    found = embeddings.pictures(opened.source, opened.pictures).passing(without_caption)
     if not found.keys:
         raise ValueError(f"{opened.folder}: no sample has a caption")
     pairs = [(row, t) for row, texts in enumerate(found.texts) for t in texts if t.strip()]
@@ -209,7 +210,3 @@ def _spread(count: int) -> Int[np.ndarray, " queries"]:
 def _nearest(queries: np.ndarray, keys: np.ndarray) -> Int[np.ndarray, "queries found"]:
     scores = queries.astype(np.float64) @ keys.astype(np.float64).T
     return np.argsort(-scores, axis=1, kind="stable")[:, :FOUND]
-
-
-def _without_caption(found: Pictures, row: int) -> str | None:
-    return None if any(text.strip() for text in found.texts[row]) else "it has no caption"

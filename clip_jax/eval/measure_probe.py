@@ -10,11 +10,11 @@ from jaxtyping import Int
 
 from clip_jax.eval import probe
 from clip_jax.eval.classified import classified, labelled, report_classes
-from clip_jax.eval.embed import unit
+from clip_jax.eval.embed import Embedded, unit
 from clip_jax.eval.measure_classes import labelled_with_several, with_targets
 from clip_jax.eval.neighbours import neighbour_votes
-from clip_jax.eval.once import Embeddings, Pictures, brief
-from clip_jax.eval.one_vs_rest import Tagged, one_versus_rest
+from clip_jax.eval.once import Embeddings, brief
+from clip_jax.eval.one_vs_rest import one_versus_rest
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.probe import Labelled
@@ -85,12 +85,12 @@ def linear_multilabel(
     if learned.skipped:
         warn(f"{opened.task.key}: of the train split, {brief(learned.skipped)}")
     found, test = _tagged(opened, embeddings, projected)
-    if unseen := [opened.classes[k] for k in np.flatnonzero(~train.targets.any(axis=0))]:
+    if unseen := [opened.classes[k] for k in np.flatnonzero(~train.labels.any(axis=0))]:
         _say_unseen(opened, unseen, warn)
-    kept, held = probe.hold_out(np.zeros(len(train.targets), np.int64))
+    kept, held = probe.hold_out(np.zeros(len(train), np.int64))
     swept = one_versus_rest(train.rows(kept), train.rows(held), mesh=mesh)
     scores, task = swept.scores(test.features), "linear_probe"
-    one = labelled_with_several(opened, found, test.targets, scores, warn, task=task)
+    one = labelled_with_several(opened, found, test.labels, scores, warn, task=task)
     title = "Mean average precision on the validation split by strength"
     return _with_sweep(one, "mean_average_precision", swept.strength, swept.tried, title)
 
@@ -195,7 +195,7 @@ def folder_of(name: str, *, projected: bool) -> str:
 class _Task:
     train: Labelled
     test: Labelled
-    found: Pictures
+    found: Embedded
     """Of the test split."""
 
     def held_out(self) -> tuple[Labelled, Labelled]:
@@ -213,10 +213,10 @@ def _train(opened: Opened) -> Opened:
     return dataclasses.replace(opened.train, task=plain)
 
 
-def _tagged(part: Opened, embeddings: Embeddings, projected: bool) -> tuple[Pictures, Tagged]:
+def _tagged(part: Opened, embeddings: Embeddings, projected: bool) -> tuple[Embedded, Labelled]:
     pictures = embeddings.pictures(part.source, part.pictures, features=not projected)
     found, targets = with_targets(part, pictures)
-    return found, Tagged(features=found.images, targets=targets)
+    return found, Labelled(features=found.images, labels=targets)
 
 
 def _task(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.data.sample import Source
-from clip_jax.eval.cache import Cache
+from clip_jax.eval.cache import Cache, Memory
 from clip_jax.eval.embed import Embedded, Embedder
 
 
@@ -32,36 +32,15 @@ class Model:
     """Whether the image tower's features differ from its embeddings by more than their length."""
 
 
-class Pictures(Embedded):
-    """The embedded pictures of a data set that could be read, and what lay beside each."""
-
-    def without(self, check: Callable[["Pictures", int], str | None]) -> "Pictures":
-        """The rows that are of use to a task; the others are told as skipped.
-
-        Args:
-          check: says of row i why it is not, or None.
-        """
-        faults = [check(self, row) for row in range(len(self.keys))]
-        kept = [row for row, fault in enumerate(faults) if fault is None]
-        messages = [f"sample {self.keys[row]!r}: {why}" for row, why in enumerate(faults) if why]
-        named = ("indices", "keys", "texts", "labels", "numbers")
-        return Pictures(
-            images=self.images[kept],
-            **{name: tuple(getattr(self, name)[row] for row in kept) for name in named},
-            skipped=(*self.skipped, *messages),
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
     """A model's embeddings, from the cache where they are there."""
 
     model: Model
-    cache: Cache | None
-    """None: only those of texts are kept, and in memory alone."""
+    cache: Cache | Memory
     warn: Callable[[str], None]
 
-    def pictures(self, source: Source, digest: str, *, features: bool = False) -> Pictures:
+    def pictures(self, source: Source, digest: str, *, features: bool = False) -> Embedded:
         """All pictures of a source.
 
         Args:
@@ -73,10 +52,10 @@ class Embeddings:
         """
         marks = _short(self.model.weights, self.model.preprocessing), _short(digest)
         name = "-".join(("features" if features else "images", *marks))
-        found = None if self.cache is None else self.cache.read(name)
+        found = self.cache.read(name)
         if found is None:
             embedder = self.model.embedder.of_features if features else self.model.embedder
-            pictures = _of(embedder.source(source))
+            pictures = embedder.source(source)
             self._keep(name, _packed(pictures))
         else:
             pictures = _unpacked(found)
@@ -107,8 +86,6 @@ class Embeddings:
     @functools.cached_property
     def _known(self) -> dict[str, np.ndarray]:
         """Rows by the hash of their text, of all files that are kept."""
-        if self.cache is None:
-            return {}
         files = (self.cache.read(name) for name in self.cache.names(self._texts))
         return {
             mark: row
@@ -118,8 +95,6 @@ class Embeddings:
         }
 
     def _keep(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        if self.cache is None:
-            return
         try:
             self.cache.write(name, arrays)
         except OSError as fault:  # A full disk must not cost the figures.
@@ -132,12 +107,7 @@ def brief(messages: Sequence[str], shown: int = 5) -> str:
     return f"{len(messages)} left out: {'; '.join(messages[:shown])}{more}"
 
 
-def _of(found: Embedded) -> Pictures:
-    names = [field.name for field in dataclasses.fields(Pictures)]
-    return Pictures(**{name: getattr(found, name) for name in names})
-
-
-def _packed(pictures: Pictures) -> dict[str, np.ndarray]:
+def _packed(pictures: Embedded) -> dict[str, np.ndarray]:
     """Arrays alone: words as the bytes of JSON, in which any key can be written."""
     words = {
         field.name: getattr(pictures, field.name)
@@ -147,12 +117,12 @@ def _packed(pictures: Pictures) -> dict[str, np.ndarray]:
     return {"images": pictures.images, "words": np.frombuffer(json.dumps(words).encode(), np.uint8)}
 
 
-def _unpacked(arrays: dict[str, np.ndarray]) -> Pictures:
+def _unpacked(arrays: dict[str, np.ndarray]) -> Embedded:
     words: dict[str, Any] = json.loads(arrays["words"].tobytes())
     made: dict[str, Any] = {name: tuple(values) for name, values in words.items()}
     for name in ("texts", "numbers"):
         made[name] = tuple(map(tuple, made[name]))
-    return Pictures(images=arrays["images"], **made)
+    return Embedded(images=arrays["images"], **made)
 
 
 def _short(*texts: str) -> str:

@@ -4,29 +4,11 @@ import dataclasses
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from clip_jax.eval.classification import mean_average_precision
 from clip_jax.eval.logistic import Regression
-from clip_jax.eval.probe import STRENGTHS, binary_search
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tagged:
-    """Features of samples, each with any number of labels."""
-
-    features: Float[np.ndarray, "n D"]
-    targets: Bool[np.ndarray, "n K"]
-
-    def rows(self, rows: Int[np.ndarray, " m"]) -> "Tagged":
-        """Some of the samples."""
-        return Tagged(features=self.features[rows], targets=self.targets[rows])
-
-    def __add__(self, other: "Tagged") -> "Tagged":
-        return Tagged(
-            features=np.concatenate([self.features, other.features]),
-            targets=np.concatenate([self.targets, other.targets]),
-        )
+from clip_jax.eval.probe import STRENGTHS, Labelled, binary_search
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +26,15 @@ class OneVsRest:
         return features.astype(np.float64) @ self.weights + self.bias
 
 
-def one_versus_rest(train: Tagged, validation: Tagged, *, mesh: Mesh | None = None) -> OneVsRest:
+def one_versus_rest(
+    train: Labelled, validation: Labelled, *, mesh: Mesh | None = None
+) -> OneVsRest:
     """The penalty's strength, one for all labels, is swept on a validation split; refitted on both.
 
     A label that all samples have, or none, teaches nothing: its score is 0 for every sample.
 
     Args:
-      train, validation: of the same labels.
+      train, validation: of the same labels, any number of them a sample.
       mesh: divide the samples over its devices.
 
     Raises:
@@ -59,13 +43,13 @@ def one_versus_rest(train: Tagged, validation: Tagged, *, mesh: Mesh | None = No
 
     Source: Radford et al. 2021, arXiv:2103.00020, appendix A.3, for each label.
     """
-    rows = len(train.targets) + len(validation.targets)
+    rows = len(train) + len(validation)
     first = _Fit(train, rows, mesh)
 
     def measured(step: int) -> float:
         weights, bias = first.solve(STRENGTHS[step])
         scores = validation.features.astype(np.float64) @ weights + bias
-        return mean_average_precision(scores, validation.targets)
+        return mean_average_precision(scores, validation.labels)
 
     best, tried = binary_search(measured)
     weights, bias = _Fit(train + validation, rows, mesh).solve(STRENGTHS[best])
@@ -80,8 +64,8 @@ def one_versus_rest(train: Tagged, validation: Tagged, *, mesh: Mesh | None = No
 class _Fit:
     """`Regression.solve_each` over those labels that some samples have and others lack."""
 
-    def __init__(self, samples: Tagged, rows: int, mesh: Mesh | None):
-        targets = samples.targets
+    def __init__(self, samples: Labelled, rows: int, mesh: Mesh | None):
+        targets = samples.labels
         self._mixed = np.flatnonzero(targets.any(axis=0) & ~targets.all(axis=0))
         if not self._mixed.size:
             raise ValueError("there is no label that some samples have and others lack")

@@ -30,7 +30,8 @@ class Outcome:
     * retrieval: `captions` (m,) str, `image_of_text` (m,) int;
       `to_image/queries` (q,) rows of captions, `to_image/found` (q, 5) of pictures, best first;
       `to_text/queries` (q,) rows of pictures, `to_text/found` (q, 5) rows of captions.
-    * groups: `group/ATTRIBUTE` (n,) int, `group_names/ATTRIBUTE` (groups,) str.
+    * groups: `group/ATTRIBUTE` (n,) int, `group_names/ATTRIBUTE` (groups,) str; of faces also
+      `predicted/gender` (n,) int, which with `group/gender` gives equalised odds.
     * `pictures` (p, S, S, 3) uint8 with `picture_rows` (p,) int: thumbnails of the samples that the
       report shows (most confident mistakes, retrieval grids).
     """

@@ -9,7 +9,18 @@ import numpy as np
 from clip_jax.eval import outcome as outcomes
 from clip_jax.eval import page_data, page_plots
 from clip_jax.eval.outcome import Outcome
-from clip_jax.eval.page_parts import NONE, Html, change, document, join, number, table, tag, write
+from clip_jax.eval.page_parts import (
+    NONE,
+    Html,
+    breakable,
+    change,
+    document,
+    join,
+    number,
+    table,
+    tag,
+    write,
+)
 from clip_jax.eval.page_task import samples, section
 from clip_jax.eval.published import AVERAGE, Reported, reported
 
@@ -24,6 +35,7 @@ def write_report(
     keys: Sequence[str] | None = None,
     averages: Mapping[str, float] | None = None,
     absent: Mapping[str, str] | None = None,
+    about: str = "",
 ) -> pathlib.Path:
     """Write OUT/report.html and OUT/plots/ from the outcomes in OUT/results.
 
@@ -36,6 +48,7 @@ def write_report(
         earlier evaluation, too.
       averages: by name, in the order in which they are shown; the mean of all main figures if None.
       absent: data sets that were asked for and not evaluated, with the reason.
+      about: what else there is to say of the model.
 
     Raises:
       FileNotFoundError: OUT/results holds no outcome.
@@ -45,7 +58,7 @@ def write_report(
     out = pathlib.Path(out)
     found = page_data.read_all(out, keys)
     page_plots.draw(found, out / "plots")
-    return write(out / "report.html", _page(found, model, averages, absent or {}))
+    return write(out / "report.html", _page(found, model, averages, absent or {}, about))
 
 
 def _page(
@@ -53,6 +66,7 @@ def _page(
     model: str,
     averages: Mapping[str, float] | None,
     absent: Mapping[str, str],
+    about: str,
 ) -> str:
     counts = [count for one in found if (count := samples(one)) is not None]
     told = [_count(len(found), "data set"), _count(sum(counts), "sample")]
@@ -63,6 +77,7 @@ def _page(
     return document(
         f"Evaluation of {model}",
         tag("h1", "Evaluation of ", tag("bdi", model)),
+        tag("p", about) if about else Html(),
         tag("p", ", ".join(told), class_="quiet"),
         _averages(found, model, averages),
         _overview(found, model),
@@ -127,7 +142,7 @@ def _metrics(outcome: Outcome) -> Html:
         for part in (tag("dt", metric), tag("dd", number(metric, value)))
     )
     label = outcome.main or "no main figure"
-    return tag("details", tag("summary", label), tag("dl", *pairs))
+    return tag("details", tag("summary", breakable(label)), tag("dl", *pairs))
 
 
 def _published(known: Sequence[Reported]) -> Html:

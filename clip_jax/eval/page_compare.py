@@ -8,14 +8,26 @@ from rich.table import Table
 from rich.text import Text
 
 from clip_jax.eval.compare import Compared, Pairing
-from clip_jax.eval.page_parts import NONE, Html, change, document, join, number, table, tag, write
-from clip_jax.eval.report import readable, signed
+from clip_jax.eval.page_parts import (
+    NONE,
+    Html,
+    breakable,
+    change,
+    document,
+    join,
+    number,
+    table,
+    tag,
+    write,
+)
+from clip_jax.eval.report import is_loss, readable, signed
 
 NOTE = (
     "The interval holds 95% of the differences found when the same samples are drawn again and "
-    "again with replacement, for both models alike. Where it leaves 0 out, the difference is more "
-    "than the luck of these samples. Of twenty data sets on which two models are equally good, "
-    "about one will look decided all the same."
+    "again with replacement, for both models alike; of few samples, some more. Where it leaves 0 "
+    "out, the difference is more than the luck of these samples: green where B is better, red "
+    "where A is. Of twenty data sets on which two models are equally good, about one will look "
+    "decided all the same."
 )
 
 HEAD = ("metric", "A", "B", "B \N{MINUS SIGN} A", "95% interval", "")
@@ -27,6 +39,11 @@ def verdict(one: Compared) -> str:
     if one.interval is None or not one.interval.decided:
         return ""
     return "B is higher" if one.interval.low > 0 else "A is higher"
+
+
+def _is_better(one: Compared) -> bool:
+    """Of a decided difference, whether B is better."""
+    return verdict(one).startswith("B") != is_loss(one.metric)
 
 
 def unpaired(first: Sequence[str], second: Sequence[str]) -> list[str]:
@@ -63,7 +80,7 @@ def terminal_table(pairings: Sequence[Pairing]) -> Table:
             readable(one.metric, one.second),
             signed(one.metric, one.difference),
             low_high,
-            Text(told, style="green" if told.startswith("B") else "red"),
+            Text(told, style="green" if _is_better(one) else "red"),
         )
     return drawn
 
@@ -122,7 +139,7 @@ def write_comparison(
 
 def _row(pairing: Pairing) -> tuple[str, ...]:
     one = pairing.main_metric
-    told = tag("span", "no main metric" if one is None else one.metric, class_="metric")
+    told = tag("span", "no main metric" if one is None else breakable(one.metric), class_="metric")
     # One column for both: on a phone the differences are in sight.
     name = join([tag("bdi", pairing.dataset), told])
     if one is None:
@@ -133,17 +150,19 @@ def _row(pairing: Pairing) -> tuple[str, ...]:
 
 def _cells(one: Compared) -> tuple[str, ...]:
     told, low_high = verdict(one), Html()
+    style = "better" if _is_better(one) else "worse"
     less = change(one.metric, one.difference)
     if one.interval is not None:
         low, high = (change(one.metric, end) for end in _ends(one))
         low_high = tag("span", low, " to ", high, class_="interval")
     return (
-        one.metric,
+        breakable(one.metric),
         number(one.metric, one.first),
         number(one.metric, one.second),
-        tag("b", less) if told else less,
+        # On a phone the last column is out of sight, so this one tells as much.
+        tag("b", less, class_=style) if told else less,
         low_high or NONE,
-        tag("span", told, class_="better" if told.startswith("B") else "worse") if told else "",
+        tag("span", told, class_=style) if told else "",
     )
 
 

@@ -5,6 +5,7 @@ import html
 import io
 import os
 import pathlib
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
@@ -19,7 +20,7 @@ SMALL = 64
 """Pixels of a side, up to which pictures are enlarged without smoothing."""
 NONE = "\N{EN DASH}"
 """Where there is no figure."""
-VOID, SHAPES = ("img", "meta", "br"), ("line", "rect", "circle", "polyline")
+VOID, SHAPES = ("img", "meta", "br", "wbr"), ("line", "rect", "circle", "polyline")
 
 
 class Html(str):
@@ -62,6 +63,12 @@ def join(children: Iterable[str]) -> Html:
 def name(text: str) -> Html:
     """A foreign word inside a sentence; letters that run from right to left stay within it."""
     return tag("bdi", text)
+
+
+def breakable(text: str) -> Html:
+    """A metric's name, which may go on in the next line after each of its words."""
+    parts = re.split(r"(?<=[_:])", text)
+    return Html(tag("wbr").join(join([part]) for part in parts))
 
 
 def number(metric: str, value: float | None) -> Html:

@@ -103,9 +103,11 @@ details.apart { margin-top: 1.5rem; }
   main { padding: 1rem .9rem 3rem; } .found { gap: .3rem; } th, td { padding: .3rem .4rem; }
   table { font-size: .875rem; } thead th { font-size: .8rem; }
   tbody th { min-width: 5.5rem; } td .source { min-width: 6.5rem; overflow-wrap: anywhere; }
-  td summary { white-space: normal; word-break: break-all; } .interval { white-space: normal; }
+  td summary { white-space: normal; overflow-wrap: anywhere; } .interval { white-space: normal; }
   .cards { grid-template-columns: repeat(2, 1fr); } .bars td:nth-child(2) { width: 30%; }
   .bars tbody th { min-width: 6.5rem; }
+  details .wide th, details .wide td { padding: .3rem .25rem; font-size: .8rem; }
+  details .wide th:first-child { padding-left: 0; }
   .bar { min-width: 4rem; } .side { grid-template-columns: 5rem minmax(0, 1fr); gap: .7rem; }
   .side ol { font-size: .9rem; }
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from clip_jax.eval.checks import require_indices
 from clip_jax.eval.classification import accuracy
@@ -24,10 +24,11 @@ NEVER = -1e30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """Features of samples, each of one class."""
+    """Features of samples, each of one class, or each with any number of labels."""
 
     features: Float[np.ndarray, "n D"]
-    labels: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"] | Bool[np.ndarray, "n K"]
+    """The class, or which of the labels a sample has."""
 
     def __len__(self):
         return len(self.labels)

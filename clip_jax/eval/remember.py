@@ -1,6 +1,7 @@
 """An embedder for several readers of the same data: each split and each text is embedded once."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,19 +19,34 @@ class Remembering(Embedder):
     _splits: list[tuple[Any, Embedded]] = dataclasses.field(
         default_factory=list, init=False, repr=False
     )
+    _given: list[tuple[Any, Embedded]] = dataclasses.field(
+        default_factory=list, init=False, repr=False
+    )
     _texts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @functools.cached_property
+    def of_features(self) -> "Embedder":
+        """As that of an `Embedder`; it remembers, too, and is the same each time."""
+        return super().of_features
 
     def split(
         self, dataset: Dataset, split: str, check: Callable[[Sample], str | None] = nothing_wrong
     ) -> Embedded:
-        """As `Embedder.split`; what was left out is told the first time."""
+        """As `Embedder.split`; what was left out is told the first time.
+
+        Args:
+          check: asked of what lies beside a picture, the picture itself being gone.
+        """
         asked = (dataset, split, check)
-        for known, found in self._splits:
-            if known == asked:
-                return found
-        found = super().split(dataset, split, check)
-        self._splits.append((asked, found))
-        return found
+        return _known(self._given, asked, lambda: super(Remembering, self).split(*asked))
+
+    def _of_split(
+        self, dataset: Dataset, split: str, check: Callable[[Sample], str | None]
+    ) -> Embedded:
+        # One reader asks for labels, the next for captions: mostly of the same pictures.
+        read = super()._of_split
+        found = _known(self._splits, (dataset, split), lambda: read(dataset, split, nothing_wrong))
+        return found.passing(check)
 
     def texts(self, texts: list[str]) -> Float[np.ndarray, "n D"]:
         """As `Embedder.texts`."""
@@ -44,6 +60,17 @@ class Remembering(Embedder):
 
 
 def remembering(embedder: Embedder) -> Remembering:
-    """The same embedder, but it remembers."""
+    """The same embedder, but it remembers; one that does already is given back."""
+    if isinstance(embedder, Remembering):
+        return embedder
     fields = [field.name for field in dataclasses.fields(Embedder)]
     return Remembering(**{name: getattr(embedder, name) for name in fields})
+
+
+def _known(found: list[tuple[Any, Embedded]], asked: Any, make: Callable[[], Embedded]) -> Embedded:
+    """Data sets can be compared, but not all of them hashed."""
+    for known, one in found:
+        if known == asked:
+            return one
+    found.append((asked, make()))
+    return found[-1][1]

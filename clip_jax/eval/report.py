@@ -25,9 +25,13 @@ ROWS, COLUMNS = 6, 5
 
 RATES = (
     r"accuracy|(validation_)?acc\d*(_.+)?|.*recall(@\d+|-macro_all)?|F1-macro_all|.*jaccard_score.*"
-    r"|(validation_)?mean_average_precision|.*calibration_error|(text|image)_acc|toxicity_.+|.*equalized_odds.*"
+    r"|(validation_)?mean_average_precision|.*calibration_error|(text|image)_acc|toxicity_.+"
+    r"|.*equalized_odds.*"
 )
 """Metrics that are shown in percent."""
+
+LOSSES = r"_gap|_error|median_rank|toxicity|equalized_odds|max_skew|ndkl"
+"""Metrics of which less is better."""
 
 
 def table(figures: Mapping[str, float]) -> Table:
@@ -53,9 +57,15 @@ def is_rate(metric: str) -> bool:
     return re.fullmatch(RATES, metric) is not None
 
 
+def is_loss(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return re.search(LOSSES, metric) is not None
+
+
 def signed(metric: str, value: float) -> str:
     """A difference of a metric: percentage points for shares, with a sign unless it rounds to 0."""
-    shown = f"{100 * value:+.1f}" if is_rate(metric) else f"{value:+,.4g}"
+    plain = f"{value:+,.4g}" if abs(value) >= 1 else f"{value:+.2g}"
+    shown = f"{100 * value:+.1f}" if is_rate(metric) else plain
     zero = not shown.strip("+-0.")
     return shown[1:] if zero else shown.replace("-", "\N{MINUS SIGN}")
 

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clip_jax.data import DatasetConfig
-from clip_jax.data.sample import Dataset, Sample
+from clip_jax.data.sample import Dataset
 from clip_jax.eval import metrics
-from clip_jax.eval.checks import require_every
+from clip_jax.eval.checks import require_every, without_caption
 from clip_jax.eval.embed import Embedded, Embedder
 
 
@@ -85,7 +85,7 @@ class Retrieval:
           ValueError: as `run`.
         """
         dataset = dataset if self.data is None else self.data
-        found = embedder.split(dataset, self.split, _without_caption)
+        found = embedder.split(dataset, self.split, without_caption)
         pairs = [(row, t) for row, texts in enumerate(found.texts) for t in texts if t.strip()]
         captions = tuple(text for _, text in pairs)
         ids = {text: number for number, text in enumerate(dict.fromkeys(captions))}
@@ -96,7 +96,3 @@ class Retrieval:
             image_of_text=np.array([row for row, _ in pairs], np.int64),
             text_ids=np.array([ids[text] for text in captions], np.int64),
         )
-
-
-def _without_caption(sample: Sample) -> str | None:
-    return None if any(text.strip() for text in sample.texts) else "it has no caption"

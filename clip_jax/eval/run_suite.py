@@ -19,8 +19,9 @@ from clip_jax.eval.suite import write_figures
 from clip_jax.eval.tasks import Aggregate, aggregates
 
 RESULTS = "results"
-PROGRAM = "1"
-"""Changed whenever a measure is: results of an earlier one are then computed anew."""
+PROGRAM = "2"
+"""Changed whenever a measure is, or what it keeps: results of an earlier one are then computed
+anew, from embeddings that are still in the cache."""
 _OF_MODEL = ("weights", "preprocessing", "tokenizer")
 
 
@@ -59,26 +60,22 @@ def run_suite(
     """
     results = out / RESULTS
     _require_same_model(results, model)
-    embeddings = Embeddings(model, cache, say)
+    suite = _Suite(find, Embeddings(model, cache, say), measures, results, say)
     written = _others(results)
     done: dict[str, Outcome] = {}
     failures: dict[str, str] = {}
     for number, key in enumerate(keys, 1):
         place = f"{number}/{len(keys)}"
         try:
-            opened = find(key)
-            identity = identity_of(opened, model, measures.settings)
-            found, how = _earlier(results, key, identity, say), "done before"
-            if found is None:
-                say(f"{place} {opened.task.name}: {len(opened.source):,} pictures")
-                found, how = measures.of(opened)(opened, embeddings, say), "done"
+            found, identity = suite.measure(key, place)
         except (ValueError, OSError, BadSampleError) as fault:
             failures[key] = str(fault)
             say(f"{place} {key}: left out: {fault}")
             continue
-        if how == "done":
+        if identity is not None:
             outcome.save(found, results, identity)
         done[key] = found
+        how = "done before" if identity is None else "done"
         say(f"{place} {found.dataset}: {_shown(found)} ({how})")
         written.pop(key, None)
         _write_lines(out / "eval_results.jsonl", [*written.values(), *done.values()])
@@ -110,14 +107,37 @@ def datacomp_line(found: Outcome) -> dict[str, object]:
     }
 
 
-def _earlier(
-    results: pathlib.Path, key: str, identity: Mapping[str, str], say: Callable[[str], None]
-) -> Outcome | None:
-    try:
-        return outcome.load(results, key, identity)
-    except ValueError as fault:
-        say(f"{key}: measured anew: {fault}")
-        return None
+@dataclasses.dataclass(frozen=True)
+class _Suite:
+    """How one data set after the other is measured."""
+
+    find: Callable[[str], Opened]
+    embeddings: Embeddings
+    measures: Measures
+    results: pathlib.Path
+    say: Callable[[str], None]
+
+    def measure(self, key: str, place: str) -> tuple[Outcome, dict[str, str] | None]:
+        """An outcome, and what it depends on if it is new."""
+        opened = self.find(key)
+        identity = identity_of(opened, self.embeddings.model, self.measures.settings)
+        if (found := self._earlier(key, identity)) is not None:
+            return found, None
+        self.say(f"{place} {opened.task.name}: {len(opened.source):,} pictures")
+        return self.measures.of(opened)(opened, self.embeddings, self.say), identity
+
+    def _earlier(self, key: str, identity: Mapping[str, str]) -> Outcome | None:
+        try:
+            found = outcome.load(self.results, key, identity)
+        except ValueError as fault:
+            self.say(f"{key}: measured anew: {fault}")
+            return None
+        if found is None:
+            path = self.results / f"{file_name(key)}.json"
+            earlier = (_whole(path) or {}) if path.is_file() else {}
+            if earlier.get("identity", identity).get("program") != PROGRAM:
+                self.say(f"{key}: measured anew: this version keeps other things of a result")
+        return found
 
 
 def _require_same_model(results: pathlib.Path, model: Model) -> None:

@@ -12,6 +12,7 @@ from clip_jax.eval.embed import Embedder
 from clip_jax.eval.groups import ByGroups
 from clip_jax.eval.learned import LinearProbe, NearestNeighbours
 from clip_jax.eval.public_sets import PublicSets
+from clip_jax.eval.remember import remembering
 from clip_jax.eval.retrieval import Retrieval
 from clip_jax.eval.zero_shot import ZeroShot
 
@@ -61,6 +62,37 @@ def opened_by(evaluation: EvalConfig, dataset: Dataset) -> Iterator[tuple[str, S
         yield f"split {split}", (evaluation.data or dataset).open(split), None
 
 
+def open_evals(
+    evals: Mapping[str, EvalConfig], dataset: Dataset
+) -> tuple[dict[str, Source], dict[str, str]]:
+    """Open all that evaluations read, as `opened_by` of each.
+
+    Returns:
+      Sources, and hashes of names and texts, by what a message calls them.
+
+    Raises:
+      ValueError, OSError: what opening raises, after `evals.NAME: `; of several, a ValueError with
+        all messages.
+    """
+    sources, words = dict[str, Source](), dict[str, str]()
+    faults = []
+    for name, evaluation in evals.items():
+        try:
+            for part, opened, beside in opened_by(evaluation, dataset):
+                sources[f"data of evals.{name}, {part}"] = opened
+                if beside is not None:
+                    words[f"names and texts of evals.{name}, {part}"] = beside
+        except (ValueError, OSError) as fault:
+            faults.append((f"evals.{name}: {fault}", fault))
+    if len(faults) == 1:
+        message, fault = faults[0]
+        kinds = (FileNotFoundError, OSError, ValueError)
+        raise next(kind for kind in kinds if isinstance(fault, kind))(message) from fault
+    if faults:
+        raise ValueError("; ".join(message for message, _ in faults))
+    return sources, words
+
+
 def run_evals(
     evals: Mapping[str, Evaluator],
     dataset: Dataset,
@@ -68,6 +100,8 @@ def run_evals(
     only: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Figures under flat names, `<task>/<name>/<metric>`.
+
+    What several of them read is embedded once.
 
     Args:
       evals: by the name they get in the figures.
@@ -82,6 +116,7 @@ def run_evals(
     if unknown := [name for name in names if name not in evals]:
         wrong = ", ".join(_with_nearest(name, evals) for name in unknown)
         raise ValueError(f"no such evaluation: {wrong}; there are {sorted(evals)}")
+    embedder = remembering(embedder)
     return {
         f"{evals[name].task}/{name}/{metric}": float(value)
         for name in names

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clip_jax.data import DatasetConfig
-from clip_jax.data.sample import Dataset, Sample
+from clip_jax.data.sample import Dataset
 from clip_jax.eval import metrics
-from clip_jax.eval.checks import require_every
+from clip_jax.eval.checks import require_every, without_label
 from clip_jax.eval.embed import Embedded, Embedder, unit
 
 
@@ -62,7 +62,7 @@ class ZeroShot:
         """
         dataset = dataset if self.data is None else self.data
         names = self.names(dataset)
-        found = embedder.split(dataset, self.split, _without_label)
+        found = embedder.split(dataset, self.split, without_label)
         labels = np.asarray(found.labels, np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
         if wrong.size:
@@ -170,7 +170,3 @@ def _fault(template: str) -> str | None:
     if len(fields) > 1:
         return f"has {len(fields)}: {', '.join(fields)}"
     return None if fields[0] in ("{}", "{c}") else f"has {fields[0]}"
-
-
-def _without_label(sample: Sample) -> str | None:
-    return "it has no label" if sample.label is None else None

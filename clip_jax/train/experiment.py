@@ -22,7 +22,7 @@ from clip_jax.data.pipeline import train_batches
 from clip_jax.data.position import join
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
-from clip_jax.eval.suite import opened_by, run_evals, write_figures
+from clip_jax.eval.suite import open_evals, run_evals, write_figures
 from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
@@ -108,15 +108,10 @@ def _agree(config: TrainConfig, source: Source) -> None:
 
     Raises:
       ValueError: on all processes; names everything that differs.
-      ValueError, OSError: data of an evaluation that cannot be opened.
+      ValueError, OSError: data of evaluations that cannot be opened; names them.
     """
-    sources, words = {"data": source}, dict[str, str]()
-    for name, evaluation in config.evals.items():
-        for part, opened, beside in opened_by(evaluation, config.data):
-            sources[f"data of evals.{name}, {part}"] = opened
-            if beside is not None:
-                words[f"names and texts of evals.{name}, {part}"] = beside
-    agree(fingerprints(to_data(config), sources, local=LOCAL) | words)
+    sources, words = open_evals(config.evals, config.data)
+    agree(fingerprints(to_data(config), {"data": source, **sources}, local=LOCAL) | words)
 
 
 def _how_to_go_on(store: Store, error: DivergedError) -> str:
@@ -261,20 +256,17 @@ def _hooks(
         warn=course.warn,
     )
     evaluate, found = evaluator(config, stage.parts, course.warn), course.found
-    evals = [
-        EvalHook(
-            each.every_steps or 0,
-            name,
-            evaluate,
-            found=found,
-            figures=course.figures,
-            stopwatch=stopwatch,
-        )
-        for name, each in config.evals.items()
-    ]
+    evals = EvalHook(
+        {name: each.every_steps for name, each in config.evals.items()},
+        evaluate,
+        end=stage.end,
+        found=found,
+        figures=course.figures,
+        stopwatch=stopwatch,
+    )
     every, plain = config.checkpoint.every_steps, to_data(config)
     save = SaveHook(every, course.store, feed=feed, config=plain, found=found, stopwatch=stopwatch)
-    return [log, *evals, save], save
+    return [log, evals, save], save
 
 
 def _warner(console: Console) -> Callable[[str], None]:
@@ -332,8 +324,8 @@ def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any)
 
 def evaluator(
     config: TrainConfig, parts: Assembled, warn: Callable[[str], None]
-) -> Callable[[Any, str], Mapping[str, float]]:
-    """`(params, name) -> figures` of one of the run's evaluations, on the run's mesh."""
+) -> Callable[[Any, Sequence[str]], Mapping[str, float]]:
+    """`(params, names) -> figures` of some of the run's evaluations, on the run's mesh."""
 
     def on_mesh(rows: Any) -> jax.Array:
         return place_batch({"rows": rows}, parts.batch_sharding)["rows"]
@@ -345,8 +337,8 @@ def evaluator(
     whole = NamedSharding(parts.mesh, PartitionSpec())
     encoders = Encoders(parts.model, config.recipe, on_mesh, whole)
 
-    def evaluate(params: Any, name: str) -> Mapping[str, float]:
+    def evaluate(params: Any, names: Sequence[str]) -> Mapping[str, float]:
         embedder = encoders.bind(params, config.tokenizer, config.eval_batch, rows=rows, warn=warn)
-        return run_evals(config.evals, config.data, embedder, [name])
+        return run_evals(config.evals, config.data, embedder, names)
 
     return evaluate

@@ -1,6 +1,7 @@
 """Hooks that evaluate and save; logging is in `train/log`."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.checkpoint.store import Store
@@ -17,28 +18,36 @@ class EvalHook:
 
     def __init__(
         self,
-        every: int,
-        name: str,
-        evaluate: Callable[[Any, str], Mapping[str, float]],
+        every: Mapping[str, int | None],
+        evaluate: Callable[[Any, Sequence[str]], Mapping[str, float]],
         *,
+        end: int,
         found: dict[int, dict[str, float]],
         figures: Figures,
         stopwatch: Stopwatch,
     ):
-        """`evaluate(params, name)` gives figures; they also go to `found` under their step."""
-        self.every = every
-        self._name, self._evaluate, self._found = name, evaluate, found
+        """`evaluate(params, names)` gives figures; they also go to `found` under their step.
+
+        Each evaluation is due after so many steps, and all are after step `end`. Those that are
+        due together run together: what they share is embedded once.
+        """
+        self.every = math.gcd(*(steps or 0 for steps in every.values()))
+        self._each, self._end = every, end
+        self._evaluate, self._found = evaluate, found
         self._figures, self._stopwatch = figures, stopwatch
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
+        due = [n for n, steps in self._each.items() if done == self._end or _due(done, steps)]
+        if not due:
+            return
         with self._stopwatch.pause():
-            new = dict(self._evaluate(state.used, self._name))
+            new = dict(self._evaluate(state.used, due))
         self._found.setdefault(done, {}).update(new)
         self._figures.write(done, new)
 
 
 class SaveHook:
-    """Saves state, data position and config; comes after all `EvalHook`s."""
+    """Saves state, data position and config; comes after the `EvalHook`."""
 
     def __init__(
         self,
@@ -65,3 +74,7 @@ class SaveHook:
                 config=self._config,
                 figures=self._found.get(done),
             )
+
+
+def _due(done: int, every: int | None) -> bool:
+    return every is not None and done % every == 0

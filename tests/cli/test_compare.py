@@ -2,10 +2,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from clip_jax.cli import compare
 from clip_jax.eval import compare as measures
+from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.page_data import read_all
 from clip_jax.eval.report import readable, signed
 from tests.eval import dom, outcomes
@@ -99,6 +101,38 @@ def test_which_is_higher_is_told_where_it_is_decided_and_follows_the_order(
     run(folders / "a", folders / "a", "--out", out)
     assert "is higher" not in capsys.readouterr().out
     assert "is higher" not in out.read_text("utf-8")
+
+
+def test_less_is_better_of_some_metrics(tmp_path):
+    """The larger gap between groups is told as higher, and shown as worse."""
+    for name, rates in (("even", (0.8, 0.8)), ("apart", (0.95, 0.5))):
+        group = np.arange(400) % 2
+        right = np.random.default_rng(1).random(400) < np.array(rates)[group]
+        means = [right[group == g].mean() for g in (0, 1)]
+        one = Outcome(
+            key="g",
+            dataset="G",
+            task="zero_shot",
+            main="acc_gap_region",
+            figures={"acc_gap_region": abs(means[1] - means[0]), "acc_wg": min(means)},
+            arrays={
+                "keys": np.arange(400).astype(str),
+                "credit/acc1": right.astype(float),
+                "group/region": group,
+            },
+        )
+        outcomes.write(tmp_path / name, one)
+    for pair, styles in ((("even", "apart"), ["worse"]), (("apart", "even"), ["better"])):
+        out = tmp_path / "c.html"
+        run(*(tmp_path / name for name in pair), "--out", out)
+        tree = dom.parse(out.read_text("utf-8"))
+        cells = [row for table in tree.all("table") for row in table.rows()]
+        told = [[span["class"] for span in row[5].all("span")] for row in cells]
+        # Of both metrics, though one is higher and the other lower; and in the difference itself.
+        assert told == [[b["class"] for b in row[3].all("b")] for row in cells] == [styles] * 3
+        words = {row[0].text: row[5].text for row in cells[1:]}
+        higher = "B is higher" if pair[1] == "apart" else "A is higher"
+        assert words["acc_gap_region"] == higher != words["acc_wg"] != ""
 
 
 def test_sets_of_one_side_alone_are_said(folders, few_resamples, capsys, tmp_path):

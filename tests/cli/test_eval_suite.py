@@ -11,6 +11,7 @@ import pytest
 
 from clip_jax.api import Clip
 from clip_jax.cli import eval as eval_command
+from clip_jax.cli import suites
 from clip_jax.eval import outcome
 from clip_jax.models.clip import CLIP, init_params
 from clip_jax.preprocess.recipe import Recipe
@@ -106,7 +107,7 @@ def test_one_device_and_eight_give_the_same_figures(command, loaded, root, tmp_p
     assert command(*args, "--batch", 16, "--out", "eight") == 0
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
     assert command(*args, "--out", "three") == 0
-    assert loaded[-1] == ("model", 18)  # The default of 16, in equal parts.
+    assert loaded[-1] == ("model", 3 * -(-suites.BATCH // 3))  # The default, in equal parts.
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     assert command(*args, "--batch", 5, "--out", "one") == 0
     one, eight = (json.loads((tmp_path / n / "eval.json").read_text()) for n in ("one", "eight"))

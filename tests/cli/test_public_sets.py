@@ -117,7 +117,7 @@ def test_figures_do_not_depend_on_the_mesh(run, devices, rules):
     params, said = load(run.run).params, []
     where = param_shardings(params, logical_axes(params), rules, mesh)
     evaluate = evaluator(config, assemble_run(config, mesh), said.append)
-    found = evaluate(jax.device_put(params, where), "all")
+    found = evaluate(jax.device_put(params, where), ["all"])
     figures = read_json(pathlib.Path(run.run) / "eval.json")
     wanted = {name: value for name, value in figures.items() if name.startswith("public/all/")}
     assert found == pytest.approx(wanted, abs=1e-6)
@@ -152,4 +152,5 @@ def test_a_name_that_is_wrong_shows_before_the_first_step(experiment, root, tmp_
 
     wrong = fault(sets=("winogruond", "mnist", "cars"))
     assert "is called 'winogruond' (nearest: 'winoground'); cars is not in " in wrong
-    assert fault(root=str(tmp_path / "none")).startswith(f"{tmp_path / 'none'} is no folder")
+    none = tmp_path / "none"
+    assert fault(root=str(none)).startswith(f"evals.all: {none} is no folder")

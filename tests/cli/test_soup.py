@@ -183,6 +183,10 @@ def test_weights_of_any_format_are_averaged(command, models, weights, tmp_path, 
         assert made.preprocess == last.preprocess
     told = json.loads((tmp_path / "both" / "soup.json").read_text())
     assert told["members"] == [weights[0], models[1]]
+    said = f"A uniform soup of {weights[0]}, {models[1]}; tried were 2."
+    assert soup.about("both") == said and soup.about(models[0]) == soup.about("none") == ""
+    (tmp_path / "soup.json").write_text('["another program\'s"]')
+    assert soup.about(str(tmp_path)) == ""
     # Of a run it has the data; of weights there are none.
     assert saved_config(checkpoint_folder("both"))["data"]
     capsys.readouterr()

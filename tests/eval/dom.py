@@ -2,7 +2,7 @@
 
 import html.parser
 
-VOID = {"img", "meta", "br"}
+VOID = {"img", "meta", "br", "wbr"}
 
 
 class Node:

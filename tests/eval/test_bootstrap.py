@@ -3,8 +3,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from clip_jax.eval.bootstrap import paired_difference
+from clip_jax.eval.bootstrap import levels, paired_difference
 
 
 def right_or_wrong(n=300, seed=0):
@@ -55,6 +56,43 @@ def test_both_ways_of_drawing_follow_one_law():
     width = exact.high - exact.low
     assert found.low == pytest.approx(exact.low, abs=0.05 * width)
     assert found.high == pytest.approx(exact.high, abs=0.05 * width)
+
+
+@pytest.mark.parametrize("count", [5, 20, 1000])
+def test_few_samples_widen_the_interval_to_that_of_the_t_distribution(count):
+    """Of normal means the ends lie where the textbook's interval ends, for any sample of them."""
+    values = np.random.default_rng(count).normal(size=count)
+    found = paired_difference(values, np.zeros(count), resamples=100_000)
+    error = values.std(ddof=1) / math.sqrt(count)
+    wide = stats.t.ppf(0.975, count - 1) * error
+    # Resampled means of five are not quite normal.
+    assert found.high - found.low == pytest.approx(2 * wide, rel=0.15 if count == 5 else 0.03)
+
+
+def test_levels_are_those_of_the_plain_percentiles_in_the_end():
+    for confidence in (0.5, 0.95):
+        low, high = levels(10**7, confidence)
+        assert (low, high) == pytest.approx(((1 - confidence) / 2, (1 + confidence) / 2), abs=1e-6)
+        each = [levels(count, confidence) for count in (1, 2, 3, 20, 200, 10**7)]
+        assert [low + high for low, high in each] == pytest.approx([1] * 6)
+        lows = [low for low, _ in each]
+        assert lows[0] == lows[1] > 0 and lows[1:] == sorted(set(lows[1:]))
+
+
+def test_small_samples_are_covered_as_often_as_said():
+    """1,500 sets of 20 normal differences: the plain percentiles hold the truth too seldom."""
+    rng, held, plain = np.random.default_rng(5), 0, 0
+    for _ in range(1500):
+        values = rng.normal(size=20)
+        means = values[rng.integers(20, size=(400, 20))].mean(axis=1)
+        for name, ends in (("held", levels(20, 0.95)), ("plain", (0.025, 0.975))):
+            low, high = np.quantile(means, ends)
+            if name == "held":
+                held += low < 0 < high
+            else:
+                plain += low < 0 < high
+    noise = math.sqrt(0.95 * 0.05 / 1500)
+    assert abs(held / 1500 - 0.95) < 3 * noise and plain / 1500 < 0.95 - 3 * noise
 
 
 @pytest.mark.parametrize("kind", ["few values", "all distinct"])

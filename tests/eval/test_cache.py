@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from clip_jax.eval.cache import Cache
+from clip_jax.eval.cache import Cache, Memory
 from clip_jax.eval.identity import recipe_mark, tokenizer_mark, weights_mark
 from clip_jax.eval.once import Embeddings
 from clip_jax.preprocess.recipe import Recipe
@@ -32,6 +32,20 @@ def test_what_was_used_longest_ago_is_removed_first(tmp_path):
     (tmp_path / "cache" / "c.npz").write_bytes(b"PK damaged")
     assert cache.read("c") is None
     assert cache.names("") == ["a", "d"]
+
+
+def test_a_memory_forgets_what_was_used_longest_ago():
+    rows = {"rows": np.arange(10.0), "words": np.frombuffer(b"12345678", np.uint8)}
+    memory = Memory(limit=3 * 88)
+    for name in "abc":
+        memory.write(name, rows)
+    assert memory.read("a")["rows"] is rows["rows"]
+    memory.write("d", rows)
+    assert memory.names("") == ["a", "c", "d"] and memory.read("b") is None
+    memory.write("large", {"rows": np.zeros(4 * 11)})
+    assert memory.names("") == ["a", "c", "d"]
+    memory.write("c", {"rows": np.zeros(3 * 11)})
+    assert memory.names("") == memory.names("c") == ["c"]
 
 
 def test_an_unfinished_file_of_a_killed_process_goes(tmp_path):

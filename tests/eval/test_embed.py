@@ -120,6 +120,45 @@ def test_a_source_keeps_words_and_leaves_out_bad_samples(toy):
     np.testing.assert_allclose(found.images, embedder.images([entries[0].image, entries[3].image]))
 
 
+class Together:
+    """Processes as threads, which exchange what they would send each other."""
+
+    def __init__(self, shares):
+        self.shares = shares
+        self._everyone, self._told = threading.Barrier(len(shares)), {}
+        self._mine = threading.local()
+
+    def exchange(self, value):
+        """What every thread gives, to every thread."""
+        self._told[self._mine.number] = value
+        self._everyone.wait(10)
+        values = [self._told[number] for number in range(len(self.shares))]
+        self._everyone.wait(10)
+        return values
+
+    def whole(self, part):
+        """A batch of four rows from the parts of all."""
+        whole = np.zeros((4, 3), np.float32)
+        for rows, own in zip(self.shares, self.exchange(part), strict=True):
+            whole[list(rows)] = own
+        return whole
+
+    def run(self, work):
+        """`work(number, rows)` of each, in their order."""
+        found = {}
+
+        def start(number):
+            self._mine.number = number
+            found[number] = work(number, self.shares[number])
+
+        threads = [threading.Thread(target=start, args=[n]) for n in range(len(self.shares))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [found[number] for number in range(len(self.shares))]
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 9])
 @pytest.mark.parametrize("shares", [((0, 1), (2, 3)), ((1, 3), (0, 2)), ((0,), (2,), (3,), (1,))])
 def test_processes_that_share_the_rows_of_each_batch_find_what_one_finds(
@@ -128,48 +167,27 @@ def test_processes_that_share_the_rows_of_each_batch_find_what_one_finds(
     names = ["red", "green", "blue", "white", "violet"]
     entries = [toy.sample(names[n % 5], str(n), label=n) for n in range(count)]
     entries[1:4:2] = ["sample: broken"] * len(entries[1:4:2])
-    everyone = threading.Barrier(len(shares))
-    told, loaded = {}, []
+    together, loaded = Together(shares), []
 
-    def exchange(value):
-        """What every thread gives, to every thread."""
-        told[threading.current_thread().name] = value
-        everyone.wait(10)
-        values = [told[str(number)] for number in range(len(shares))]
-        everyone.wait(10)
-        return values
-
-    def image_fn(images):
-        whole = np.zeros((4, 3), np.float32)
-        for rows, part in zip(shares, exchange(images), strict=True):
-            whole[list(rows)] = part[:, 0, 0, :]
-        return whole
-
-    def text_fn(tokens):
-        whole = np.zeros((4, 3), np.float32)
-        for rows, part in zip(shares, exchange(tokens), strict=True):
-            whole[list(rows)] = part
-        return whole
-
-    def embed(number):
+    def embed(number, rows):
         def prepare(image):
             loaded.append(number)
             return toy.embedder().prepare(image)
 
         embedder = toy.embedder(
-            image_fn=image_fn, text_fn=text_fn, prepare=prepare, rows=shares[number]
+            image_fn=lambda images: together.whole(images[:, 0, 0, :]),
+            text_fn=together.whole,
+            prepare=prepare,
+            rows=rows,
         )
-        found[number] = embedder.source(toy.entries(entries)), embedder.texts(names)
+        return embedder.source(toy.entries(entries)), embedder.texts(names)
 
-    monkeypatch.setattr(embed_module, "gather_json", lambda v: exchange(json.loads(json.dumps(v))))
-    found = {}
-    threads = [threading.Thread(target=embed, args=[n], name=str(n)) for n in range(len(shares))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    monkeypatch.setattr(
+        embed_module, "gather_json", lambda v: together.exchange(json.loads(json.dumps(v)))
+    )
+    found = together.run(embed)
     alone = toy.embedder().source(toy.entries(entries))
-    for source, texts in (found[n] for n in range(len(shares))):
+    for source, texts in found:
         np.testing.assert_array_equal(source.images, alone.images)
         words = ("indices", "keys", "texts", "labels", "skipped")
         assert [getattr(source, w) for w in words] == [getattr(alone, w) for w in words]

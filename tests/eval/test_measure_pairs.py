@@ -6,9 +6,10 @@ import types
 import numpy as np
 
 from clip_jax.eval.cache import Cache
+from clip_jax.eval.embed import Embedded
 from clip_jax.eval.example_sets import open_folder
 from clip_jax.eval.measure_pairs import retrieval
-from clip_jax.eval.once import Embeddings, Pictures
+from clip_jax.eval.once import Embeddings
 from clip_jax.eval.tasks import TASKS
 
 sets = types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).parent / "standins.py")))
@@ -25,7 +26,7 @@ def test_retrieval_holds_no_score_of_every_pair(tmp_path):
 
         def pictures(self, source, digest):
             texts = [[f"picture {row} {n}" for n in range(captions)] for row in range(pictures)]
-            return Pictures(
+            return Embedded(
                 images=sets.unit(rng.normal(size=(pictures, 3))).astype(np.float32),
                 indices=(0,) * pictures,
                 keys=tuple(map(str, range(pictures))),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.eval import classification, page, page_data, page_plots
+from clip_jax.eval import classification, page, page_data, page_parts, page_plots
 from clip_jax.eval.classification import calibration
 from clip_jax.eval.outcome import Outcome, file_name, save
 from clip_jax.eval.page_parts import Html, tag, write
@@ -503,3 +503,18 @@ def test_only_markup_is_markup():
     assert (
         tag("p", "a\ud800\x07\n") == "<p>a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n</p>"
     )
+
+
+def test_the_name_of_a_metric_goes_on_in_the_next_line_after_a_word():
+    shown = page_parts.breakable("acc_<b>_race:0_gender:1")
+    assert shown == "acc_<wbr>&lt;b&gt;_<wbr>race:<wbr>0_<wbr>gender:<wbr>1"
+    for text in ("acc1", "", "no main figure"):
+        assert page_parts.breakable(text) == text
+
+
+def test_what_else_is_said_of_the_model_stands_below_its_name(folder):
+    said = "A soup of <a> and b."
+    tree = dom.parse(page.write_report(folder, "mine", about=said).read_text("utf-8"))
+    assert next(tree.all("p")).text == said
+    plain = dom.parse(page.write_report(folder, "mine").read_text("utf-8"))
+    assert len([*tree.all("p")]) == len([*plain.all("p")]) + 1

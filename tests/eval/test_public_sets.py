@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import runpy
 import shutil
 import threading
@@ -19,8 +20,10 @@ from clip_jax.data import Digits
 from clip_jax.eval import embed as embed_module
 from clip_jax.eval.outcome import file_name
 from clip_jax.eval.public_sets import PublicSets
-from clip_jax.eval.suite import EvalConfig, Evaluator, opened_by, run_evals
+from clip_jax.eval.run_suite import PROGRAM
+from clip_jax.eval.suite import EvalConfig, Evaluator, open_evals, opened_by, run_evals
 from clip_jax.eval.tasks import SUITES, TASKS
+from clip_jax.eval.zero_shot import ZeroShot
 
 HERE = pathlib.Path(__file__).parent
 every = types.SimpleNamespace(**runpy.run_path(str(HERE / "test_every_set.py")))
@@ -80,6 +83,23 @@ def root(tmp_path_factory):
 KEYS = (*OF_EACH_KIND, "winoground", "sugar_crepe")
 
 
+KEPT = {
+    "2": {
+        "zero_shot": "class_names confidence credit group group_names keys labels picture_rows "
+        "pictures top",
+        "multilabel": "class_names keys ranks targets",
+        "retrieval": "captions credit image_of_text keys picture_rows pictures to_image/found "
+        "to_image/queries to_text/found to_text/queries",
+        "winogavil": "credit keys",
+        "winoground": "credit keys",
+        "sugarcrepe": "credit group group_names keys",
+        "faces": "credit group group_names keys predicted/gender",
+    }
+}
+"""Arrays of outcomes by version of the measures and kind. Whoever keeps another array also changes
+`PROGRAM`: else results that lack it would count as done."""
+
+
 def embedder(**changes):
     return dataclasses.replace(sets.model().embedder, **{"scale": 20.0, **changes})
 
@@ -97,6 +117,11 @@ def test_figures_are_those_of_the_suite_whatever_the_kind(root, tmp_path):
     expected = {f"public/all/{name.partition('/')[2]}": value for name, value in flat.items()}
     assert found == expected
     assert set(report.outcomes) == set(KEYS) and not report.failures
+    kept: dict[str, set[str]] = {}
+    for one in report.outcomes.values():
+        names = (re.sub(r"^(credit|group|group_names)/.*", r"\1", name) for name in one.arrays)
+        kept.setdefault(one.task, set()).update(names)
+    assert {kind: " ".join(sorted(names)) for kind, names in kept.items()} == KEPT[PROGRAM]
     assert {name.split("/")[2] for name in found} == {*map(file_name, KEYS), "Average"}
     assert found["public/all/vtab-pets/skipped"] == 1
     assert found["public/all/winoground/acc"] == flat["winoground/winoground/acc"]
@@ -106,6 +131,20 @@ def test_figures_are_those_of_the_suite_whatever_the_kind(root, tmp_path):
     ]
     (skipped,) = [line for line in said if "left out: sample" in line]
     assert skipped.startswith("vtab/pets: 1 left out: sample '0/s0000002': ")
+
+
+def test_pictures_that_several_data_sets_share_are_embedded_once(root):
+    """Both names of CIFAR-10 mean one folder; and the same folder may also hold several labels."""
+    keys = ("vtab/pets", "wds_vtab-pets")
+    counts = []
+    counting = dataclasses.replace(sets.model(counts).embedder, scale=20.0, warn=[].append)
+    each = [dict(PublicSets(sets=(key,), root=str(root)).run(UNUSED, counting)) for key in keys]
+    apart = counts.count("images")
+    counts.clear()
+    both = dict(PublicSets(sets=keys, root=str(root)).run(UNUSED, counting))
+    assert 2 * counts.count("images") == apart > 0
+    for key, one in zip(keys, each, strict=True):
+        assert {name: both[f"{file_name(key)}/{name}"] for name in one} == one
 
 
 def test_of_one_data_set_the_figures_have_plain_names(root, tmp_path):
@@ -180,6 +219,28 @@ def test_what_is_missing_shows_before_it_is_needed_all_at_once(root, tmp_path):
     evaluation = PublicSets(sets=("winoground",), root=str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match=r"none is no folder; data sets are looked for"):
         evaluation.open()
+
+
+def test_the_evaluation_that_cannot_be_opened_is_named(root):
+    evals = {
+        "good": PublicSets(sets=("winoground",), root=str(root)),
+        "lost": PublicSets(sets=("cars",), root=str(root)),
+        "odd": ZeroShot(split="tset"),
+    }
+    each = {}
+    for name in ("lost", "odd"):
+        with pytest.raises((ValueError, OSError)) as error:
+            list(opened_by(evals[name], UNUSED))
+        each[name] = f"evals.{name}: {error.value}"
+        with pytest.raises(FileNotFoundError if name == "lost" else ValueError) as error:
+            open_evals({"good": evals["good"], name: evals[name]}, UNUSED)
+        assert str(error.value) == each[name]
+    with pytest.raises(ValueError) as error:
+        open_evals(evals, UNUSED)
+    assert str(error.value) == "; ".join(each.values())
+    sources, words = open_evals({"good": evals["good"]}, UNUSED)
+    assert list(sources) == ["data of evals.good, winoground"]
+    assert list(words) == ["names and texts of evals.good, winoground"]
 
 
 def test_what_is_opened_is_named_and_marked_by_its_words(root, tmp_path):

@@ -55,15 +55,49 @@ def test_a_split_is_embedded_once_and_as_ever(counted):
     np.testing.assert_array_equal(first.images, plain.split(data, "test").images)
 
 
-def test_another_split_another_check_and_other_features_are_embedded_anew(counted):
+def test_another_split_and_other_features_are_embedded_anew(counted):
     _, made, asked, _ = counted
     data = Shapes()
     first = made.split(data, "test")
     once = asked.count("images")
-    found = made.split(data, "train"), made.split(data, "test", lambda sample: None)
-    assert all(one is not first for one in found)
-    assert asked.count("images") == 3 * once > 0
-    assert made.of_features.split(data, "test") is not first
+    assert made.split(data, "train") is not first
+    assert asked.count("images") == 2 * once > 0
+    features = made.of_features.split(data, "test")
+    assert features is not first
+    assert made.of_features.split(data, "test") is features
+
+
+def even(sample):
+    return None if int(sample.key) % 2 == 0 else "it is odd"
+
+
+def small(sample):
+    return None if int(sample.key) < 4 else "it is large"
+
+
+@pytest.mark.parametrize("order", [(even, small), (small, even)])
+def test_readers_who_want_other_samples_share_the_pictures(counted, order):
+    plain, made, asked, told = counted
+    data = Shapes()
+    once = []
+    for check in order:
+        found = made.split(data, "test", check)
+        once.append(asked.count("images"))
+        wanted = plain.split(data, "test", check)
+        np.testing.assert_array_equal(found.images, wanted.images)
+        assert (found.keys, found.indices) == (wanted.keys, wanted.indices)
+        # Whoever was not read has another reason, but is among those left out all the same.
+        names = [[line.split(": ")[0] for line in one.skipped] for one in (found, wanted)]
+        assert sorted(names[0]) == sorted(names[1])
+        assert len(told) == 2 * len(once)
+    assert once[0] == once[1] > 0
+    with pytest.raises(ValueError, match=r"^split 'test' holds no usable sample; 10 left out: "):
+        made.split(data, "test", lambda sample: "it is not liked")
+
+
+def test_what_remembers_already_stays_as_it_is(counted):
+    _, made, _, _ = counted
+    assert remembering(made) is made
 
 
 def test_data_sets_that_are_equal_are_the_same(counted):

@@ -70,10 +70,26 @@ def test_only_known_rates_are_percentages(metric, shown):
         ("acc1", 0.0, "0.0"),
         ("median_rank", -12.5, "−12.5"),  # noqa: RUF001
         ("median_rank", 0.0, "0"),
+        ("ndkl_race", 0.00014219, "+0.00014"),
     ],
 )
 def test_differences_have_a_sign_and_those_of_rates_are_points(metric, value, shown):
     assert report.signed(metric, value) == shown
+
+
+@pytest.mark.parametrize(
+    "less, metrics",
+    [
+        (
+            True,
+            "acc_race_gap acc_gap_region calibration_error text_retrieval_median_rank ndkl_race",
+        ),
+        (True, "toxicity_crime_race:0 gender_equalized_odds_race max_skew@100_gender"),
+        (False, "acc1 acc_race_wg acc_worst_region mean_recall@1 mean_average_precision strength"),
+    ],
+)
+def test_less_is_better_of_gaps_errors_and_ranks(less, metrics):
+    assert {report.is_loss(metric) for metric in metrics.split()} == {less}
 
 
 def test_values_that_are_not_finite_can_be_shown():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clip_jax.eval import outcome
+from clip_jax.eval import run_suite as run_suite_module
 from clip_jax.eval.cache import Cache
 
 STANDINS = pathlib.Path(__file__).parent / "standins.py"
@@ -82,6 +83,33 @@ def test_a_damaged_outcome_is_measured_anew(root, tmp_path, file, content):
     assert one(root, "mnist", tmp_path, counts=counts, said=said).figures == first.figures
     assert counts == []  # The embeddings are still there.
     assert any("mnist: measured anew: " in line for line in said)
+
+
+def test_an_outcome_of_an_earlier_version_is_measured_anew(tmp_path, monkeypatch):
+    """An earlier version kept no ranks of several labels, so there was no interval."""
+    sets.wds(
+        tmp_path / "root" / "wds_voc2007_multilabel",
+        [{"png": sets.picture(i), "npy": sets.npy([i % 2, 1, i % 3 == 0])} for i in range(9)],
+        classes=CLASSES[:3],
+        kind="multilabel",
+    )
+    key, results, said = "voc2007_multilabel", tmp_path / "out" / "results", []
+    with monkeypatch.context() as earlier:
+        earlier.setattr(run_suite_module, "PROGRAM", "1")
+        lacking = one(tmp_path / "root", key, tmp_path, said=said)
+        identity = json.loads((results / f"{key}.json").read_text())["identity"]
+        few = {name: array for name, array in lacking.arrays.items() if name != "ranks"}
+        outcome.save(dataclasses.replace(lacking, arrays=few), results, identity)
+        assert "ranks" not in one(tmp_path / "root", key, tmp_path, said=said).arrays
+    assert not any("measured anew" in line for line in said)
+    counts = []
+    found = one(tmp_path / "root", key, tmp_path, counts=counts, said=said)
+    assert set(found.arrays) == set(lacking.arrays) and counts == []
+    assert said.count(f"{key}: measured anew: this version keeps other things of a result") == 1
+    assert "ranks" in outcome.load(results, key).arrays
+    again = []
+    one(tmp_path / "root", key, tmp_path, said=again)
+    assert not any("measured anew" in line for line in again)
 
 
 def test_a_damaged_outcome_of_another_data_set_is_in_nobody_s_way(root, tmp_path):

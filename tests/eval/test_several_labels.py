@@ -18,12 +18,13 @@ from sklearn.linear_model import LogisticRegression
 from clip_jax.cli import eval_suite
 from clip_jax.eval import compare as compare_module
 from clip_jax.eval import measure_classes, measure_probe, outcome
+from clip_jax.eval.bootstrap import levels
 from clip_jax.eval.classification import average_precision
 from clip_jax.eval.compare import compare
 from clip_jax.eval.drawn_precision import drawn_precision, ranks
 from clip_jax.eval.logistic import Regression
-from clip_jax.eval.one_vs_rest import Tagged, one_versus_rest
-from clip_jax.eval.probe import STRENGTHS
+from clip_jax.eval.one_vs_rest import one_versus_rest
+from clip_jax.eval.probe import STRENGTHS, Labelled
 
 sets = types.SimpleNamespace(**runpy.run_path(str(pathlib.Path(__file__).parent / "standins.py")))
 KEY, CLASSES = "voc2007_multilabel", sets.CLASSES[:4]
@@ -138,7 +139,7 @@ def test_two_models_have_an_interval_of_their_mean_average_precision(sides, monk
         ]
         drawn.append(values[1] - values[0])
     assert (found.interval.low, found.interval.high) == pytest.approx(
-        tuple(np.quantile(drawn, [0.025, 0.975]))
+        tuple(np.quantile(drawn, levels(30, 0.95)))
     )
     assert found.interval.difference == pytest.approx(
         b.figures["mean_average_precision"] - a.figures["mean_average_precision"]
@@ -206,7 +207,7 @@ def test_problems_that_teach_nothing_are_refused(pictures):
         made.solve_each(wrong, 1.0)
     with pytest.raises(ValueError, match="49 rows of targets for 50 samples"):
         made.solve_each(targets[1:], 1.0)
-    none = Tagged(features=features, targets=np.ones_like(targets))
+    none = Labelled(features=features, labels=np.ones_like(targets))
     with pytest.raises(ValueError, match="no label that some samples have and others lack"):
         one_versus_rest(none, none)
 
@@ -214,7 +215,7 @@ def test_problems_that_teach_nothing_are_refused(pictures):
 def test_a_label_that_none_has_is_scored_alike_for_all(pictures):
     features, targets = features_of(pictures[0]), targets_of(pictures[0]).copy()
     targets[:, 2] = False
-    half = [Tagged(features=features, targets=targets).rows(np.arange(i, 50, 2)) for i in (0, 1)]
+    half = [Labelled(features=features, labels=targets).rows(np.arange(i, 50, 2)) for i in (0, 1)]
     found = one_versus_rest(*half)
     scores = found.scores(features)
     assert (scores[:, 2] == 0).all()

@@ -34,6 +34,21 @@ def test_figures_have_flat_names_and_are_those_of_each_evaluation(toy, dataset):
     assert "retrieval/some/text_to_image_recall@1" in figures
 
 
+def test_what_several_evaluations_read_is_embedded_once(toy, dataset):
+    batches = {"images": [], "texts": []}
+    plain = toy.embedder()
+    counting = toy.embedder(
+        image_fn=lambda images: batches["images"].append(1) or plain.image_fn(images),
+        text_fn=lambda tokens: batches["texts"].append(1) or plain.text_fn(tokens),
+    )
+    both = {**EVALS, "again": ZeroShot(split="test", templates=("something {}",))}
+    run_evals(both, dataset, counting, ["colours", "captions", "again"])
+    counts = {name: len(done) for name, done in batches.items()}
+    assert counts["images"] == -(-len(toy.colours) // plain.batch)
+    # The prompts of one are the captions of another.
+    assert counts["texts"] == 2 * -(-len(toy.colours) // plain.batch)
+
+
 def test_some_can_be_chosen(toy, dataset):
     figures = run_evals(EVALS, dataset, toy.embedder(), only=["some", "some"])
     assert {name.split("/")[1] for name in figures} == {"some"}

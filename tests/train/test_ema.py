@@ -123,14 +123,30 @@ def test_the_average_of_known_numbers():
 def test_evaluations_see_the_average_where_there_is_one(ema, used, tmp_path):
     seen, found, figures = [], {}, Figures(tmp_path, 0)
 
-    def evaluate(params, name):
-        seen.append((params, name))
-        return {"x": 1.0}
+    def evaluate(params, names):
+        seen.append((params, names))
+        return {name: 1.0 for name in names}
 
-    hook = EvalHook(1, "name", evaluate, found=found, figures=figures, stopwatch=Stopwatch())
-    hook(3, State(3, "newest", None, ema), {})
+    every = {"often": 2, "last": None, "seldom": 6}
+    common = {"found": found, "figures": figures, "stopwatch": Stopwatch()}
+    hook = EvalHook(every, evaluate, end=9, **common)
+    assert hook.every == 2
+    for done in (2, 6, 9):
+        hook(done, State(done, "newest", None, ema), {})
     figures.close()
-    assert seen == [(used, "name")] and found == {3: {"x": 1.0}}
+    due = {2: ["often"], 6: ["often", "seldom"], 9: ["often", "last", "seldom"]}
+    assert seen == [(used, names) for names in due.values()]
+    assert found == {done: dict.fromkeys(names, 1.0) for done, names in due.items()}
+
+
+def test_steps_at_which_no_evaluation_is_due_run_none(tmp_path):
+    figures = Figures(tmp_path, 0)
+    common = {"end": 9, "found": {}, "figures": figures, "stopwatch": Stopwatch()}
+    hook = EvalHook({"a": 4, "b": 6}, pytest.fail, **common)
+    assert hook.every == 2
+    hook(2, State(2, "newest", None, None), {})
+    figures.close()
+    assert EvalHook({"a": None}, pytest.fail, **common).every == 0
 
 
 def test_the_average_lies_where_the_parameters_lie(tiny):

@@ -41,7 +41,7 @@ def test_figures_do_not_depend_on_the_mesh(finished, expected, devices, rules):
     where = param_shardings(params, logical_axes(params), rules, mesh)
     evaluate = evaluator(config, assemble_run(config, mesh), pytest.fail)
     placed = jax.device_put(params, where)
-    found = {k: v for name in EVALS for k, v in evaluate(placed, name).items()}
+    found = evaluate(placed, list(EVALS))
     assert found == pytest.approx(expected, abs=1e-6)
     assert found["linear_probe/probe/acc1"] > 0.1
 
@@ -55,7 +55,7 @@ def test_they_run_every_so_many_steps_of_a_run(finished, tmp_path):
         train(config, Console(file=log))
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     names = {"linear_probe/probe/acc1", "knn/near/acc1"}
-    assert [line["step"] for line in lines if names & set(line)] == [6, 6, 9, 9, 10, 10]
+    assert [line["step"] for line in lines if names <= set(line)] == [6, 9, 10]
     figures = json.loads((pathlib.Path(config.run) / "eval.json").read_text())
     assert names < set(figures)
     embedder = load(config.run, batch=16).embedder
@@ -65,6 +65,6 @@ def test_they_run_every_so_many_steps_of_a_run(finished, tmp_path):
 
 def test_a_split_to_learn_from_that_is_missing_shows_before_the_first_step(experiment, tmp_path):
     evals = {"probe": LinearProbe(split="unseen_images", learn_from="trian")}
-    with pytest.raises(ValueError, match="trian"):
+    with pytest.raises(ValueError, match=r"^evals\.probe: .*trian"):
         train(experiment(tmp_path / "run", evals=evals), Console(quiet=True))
     assert not (tmp_path / "run").exists()
