@@ -11,8 +11,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python train.py configs/digits.py
 	$(BIN)/python eval.py runs/digits
 
+# Two halves at once, for two cores; the second one's report follows that of the first.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --ignore=tests/parity
+	@log=$$(mktemp); \
+	$(BIN)/python -m pytest tests/train >$$log 2>&1 & training=$$!; \
+	trap 'kill $$training' INT TERM; \
+	$(BIN)/python -m pytest --ignore=tests/parity --ignore=tests/train; status=$$?; \
+	wait $$training || status=1; \
+	cat $$log; rm $$log; exit $$status
 
 parity: $(VENV)/.installed-parity
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/parity

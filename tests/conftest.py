@@ -2,12 +2,16 @@
 
 import os
 
-# Tiny programs: compiling them well takes longer than running them badly. XLA's older emitters of
-# loops compile in half the time; the flag by this name would end a process that loads libtpu.
+# Tiny programs: compiling them well, or in parts side by side, takes longer than running them
+# badly. XLA's older emitters of loops compile in half the time; the flag by this name would end a
+# process that loads libtpu.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_cpu_parallel_codegen_split_count=1"
     " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
+# No operation carries the stack of calls that traced it: a twelfth of tracing and compiling.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses

@@ -6,6 +6,7 @@ At STEP, after the hooks: at once, while the checkpoint of this step is still be
 or when the newest checkpoint is complete.
 """
 
+import gc
 import os
 import pathlib
 import pickle
@@ -19,6 +20,8 @@ from rich.console import Console
 from clip_jax.train import experiment, hooks
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # As in conftest.py.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)  # As there, too.
 path, step, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 config = pickle.loads(pathlib.Path(path).read_bytes())
 save = hooks.SaveHook.__call__

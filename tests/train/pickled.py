@@ -4,6 +4,7 @@ With PAUSE_S set, each step takes that many seconds more. With STRIKE="STEP SIGN
 sends itself that signal after the hooks of that step, when a save may still be under way.
 """
 
+import gc
 import os
 import pathlib
 import pickle
@@ -11,6 +12,8 @@ import time
 
 from clip_jax.train import experiment
 
+gc.freeze()  # What is imported stays; what is traced is collected as in conftest.py.
+gc.set_threshold(20_000, 20, 20)
 fit, pause_s = experiment.fit, float(os.environ.get("PAUSE_S", "0"))
 
 

@@ -54,9 +54,14 @@ def run(parts, arrange=dict):
 
 
 @pytest.fixture(scope="module")
-def alone(tiny):
+def parts_alone(tiny):
+    return build(tiny)
+
+
+@pytest.fixture(scope="module")
+def alone(parts_alone):
     """Five steps on one device, dropout and all."""
-    return run(build(tiny))
+    return run(parts_alone)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -138,8 +143,8 @@ def test_the_temperature_never_falls_below_its_bound(tiny, variant):
         assert float(jnp.exp(state.params["logit_scale"])) <= 100.001
 
 
-def test_the_state_given_to_a_step_is_used_up(tiny):
-    parts = build(tiny)
+def test_the_state_given_to_a_step_is_used_up(parts_alone):
+    parts = parts_alone
     state = parts.init()
     parts.step(state, place_batch(batch(0), parts.batch_sharding))
     with pytest.raises((RuntimeError, ValueError), match="deleted"):
