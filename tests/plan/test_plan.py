@@ -46,7 +46,7 @@ def test_only_parameters_are_gathered_and_the_loss_walks_a_ring(rehearsed):
     Of captions those are rows that hold several, or the tokens of all rows.
     """
     sent, packing = rehearsed.compiled.collectives, rehearsed.config.packing
-    rows = int(LOCAL * packing.tokens_per_caption) // packing.row
+    rows = packing.rows(LOCAL)
     tokens = rows * packing.row
     batch = {BATCH, LOCAL * 17, LOCAL * 16, rows, tokens, 8 * rows, 8 * tokens}
     gathered = [one for one in sent if one.kind == "all-gather"]
