@@ -5,6 +5,9 @@ all-gather or reduce-scatter over all of a torus at once is slower than one ring
 So where parameters are split, their axis is taken apart: first into links (the rings of a torus,
 or machines and the devices of each), and each link into its prime factors. The devices and
 their order stay, so that an array on the fine mesh and one on the user's lie in the same place.
+
+What the exchanges before the last one send comes on top of the whole: a 16th of it, where the
+last is along a ring of 16. So in a torus the last link is longer than a ring: neighbours join it.
 """
 
 import dataclasses
@@ -18,6 +21,9 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 Link = tuple[str, ...]
 """Names of the fine axes that make up one link, the slowest first."""
 
+LONGEST = 32
+"""Devices of the slowest link of a torus, if there are so many and some are left for another."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineMesh:
@@ -28,8 +34,9 @@ class FineMesh:
     """Of each axis of the user's mesh, the slowest first."""
 
     def names(self, axes: Iterable[str]) -> tuple[str, ...]:
-        """The fine axes that some of the user's axes consist of."""
-        return tuple(name for axis in axes for link in self.links[axis] for name in link)
+        """The fine axes that some of the user's axes consist of, as their devices lie."""
+        held = [{name for link in self.links[axis] for name in link} for axis in axes]
+        return tuple(name for own in held for name in self.mesh.axis_names if name in own)
 
     def size(self, names: Iterable[str]) -> int:
         """Devices along some fine axes."""
@@ -50,12 +57,14 @@ def refine(mesh: Mesh, axes: tuple[str, ...]) -> FineMesh:
             continue
         made: list[Link] = []
         line = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
-        for length in rings(line.reshape(size, -1)[:, 0].tolist()):
+        line = line.reshape(size, -1)[:, 0].tolist()
+        for length in rings(line):
             factors = _primes(length)
             start = sum(map(len, made))
             made.append(tuple(f"{axis}{start + i}" for i in range(len(factors))))
             sizes |= dict(zip(made[-1], factors, strict=True))
-        links[axis] = tuple(made)
+        one_torus = len({_place(device)[0] for device in line}) == 1
+        links[axis] = _lengthened(made, sizes) if one_torus else tuple(made)
     if tuple(sizes) != mesh.axis_names:
         kinds = (AxisType.Auto,) * len(sizes)
         mesh = Mesh(mesh.devices.reshape(tuple(sizes.values())), tuple(sizes), axis_types=kinds)
@@ -119,6 +128,19 @@ def rings(devices: Sequence[Any]) -> list[int]:
     if len(devices) % machines:
         return [len(devices)]
     return [number for number in (machines, len(devices) // machines) if number > 1]
+
+
+def _lengthened(links: list[Link], sizes: Mapping[str, int]) -> tuple[Link, ...]:
+    """Links of which the first has taken neighbours, the fastest factors, from those after it.
+
+    Args:
+      sizes: of all fine axes, in their order.
+    """
+    first, rest = set(links[0]), [list(link) for link in links[1:]]
+    while sum(map(len, rest)) > 1 and math.prod(sizes[name] for name in first) < LONGEST:
+        first.add(rest[0].pop())
+        rest = [link for link in rest if link]
+    return tuple(name for name in sizes if name in first), *map(tuple, rest)
 
 
 def _place(device: Any) -> tuple[int, ...]:

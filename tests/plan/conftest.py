@@ -3,8 +3,12 @@ import pytest
 
 @pytest.fixture(scope="session")
 def small_run():
-    """A config that the TPU compiler compiles in seconds; blocks are as wide as a TPU's tiles."""
+    """A config that the TPU compiler compiles in seconds; blocks are as wide as a TPU's tiles.
+
+    Captions are packed, as in the configs of CLIP's recipes.
+    """
     from clip_jax.data import Digits
+    from clip_jax.data.packing import Packing
     from clip_jax.losses import Sigmoid
     from clip_jax.models.clip import ClipConfig
     from clip_jax.models.text import TextConfig
@@ -33,6 +37,7 @@ def small_run():
         loss=Sigmoid(tile=64),
         optim=OptimConfig(method=AdamW(moment_dtype="bfloat16"), learning_rate=1e-3),
         rules=FSDP,
+        packing=Packing(row=32, tokens_per_caption=11.0),
     )
 
 

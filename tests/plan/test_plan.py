@@ -16,6 +16,7 @@ from clip_jax.plan.run import TABLES, rehearse, sweep, variants
 from clip_jax.plan.topology import parse
 from clip_jax.sharding.rules import DATA_PARALLEL
 from clip_jax.train.assemble import assemble
+from clip_jax.train.cost import step_cost
 
 BATCH, LOCAL = 1024, 128
 
@@ -40,8 +41,14 @@ def matrices(model):
 
 
 def test_only_parameters_are_gathered_and_the_loss_walks_a_ring(rehearsed):
-    """No activation, embedding or logit is: their first dimensions would be the batch's."""
-    sent = rehearsed.compiled.collectives
+    """No activation, embedding or logit is: their first dimensions would be the batch's.
+
+    Of captions those are rows that hold several, or the tokens of all rows.
+    """
+    sent, packing = rehearsed.compiled.collectives, rehearsed.config.packing
+    rows = packing.rows(LOCAL)
+    tokens = rows * packing.row
+    batch = {BATCH, LOCAL * 17, LOCAL * 16, rows, tokens, 8 * rows, 8 * tokens}
     gathered = [one for one in sent if one.kind == "all-gather"]
     assert gathered and all(
         "fetched" in k.source or "shard_map/all_g" in k.source for k in gathered
@@ -51,7 +58,7 @@ def test_only_parameters_are_gathered_and_the_loss_walks_a_ring(rehearsed):
             assert one.bytes == LOCAL * 128 * 4 and one.times == 8  # One share of embeddings a hop.
             continue
         sizes = [int(n) for shape in one.shapes for n in _sizes(shape)]
-        assert not {BATCH, LOCAL * 17, LOCAL * 16} & set(sizes), one
+        assert not batch & set(sizes), one
     weights = matrices(rehearsed.config.model)
     whole = sum(one.total for one in gathered)
     # bfloat16, twice where remat asks, and what the first of two links sends.
@@ -81,7 +88,9 @@ def test_memory_by_kind(rehearsed):
     numbers = matrices(rehearsed.config.model) / 8
     assert 4 * numbers < memory.parameters < 4 * numbers + 4 * 25_000
     assert 6 * numbers < memory.optimizer < 6 * numbers + 6 * 25_000
-    assert memory.batch == LOCAL * (32 * 32 * 3 + 16 * 4)
+    packing = rehearsed.config.packing
+    room = LOCAL * packing.tokens_per_caption  # Ids, places and captions; and where each ends.
+    assert memory.batch == LOCAL * (32 * 32 * 3 + 4) + 3 * 4 * room
     assert memory.total == (
         memory.arguments + memory.outputs - memory.aliased + memory.temporaries + memory.code
     )
@@ -110,12 +119,10 @@ def test_what_is_compiled_is_the_step_that_training_runs(small_run, monkeypatch)
 
 def test_flops_and_times_of_the_estimate(rehearsed):
     config, found = rehearsed.config, rehearsed.estimate
-    towers = flops(config.model, train=True)
-    loss = 6 * BATCH**2 * 128
-    assert found.flops == pytest.approx(3 * BATCH * (towers.image + towers.text) + loss)
-    assert found.executed == pytest.approx(
-        4 * BATCH * (towers.image + towers.text) + loss, rel=0.02
-    )
+    image = BATCH * flops(config.model, train=True).image
+    towers, loss = image + step_cost(config).text, 6 * BATCH**2 * 128
+    assert found.flops == pytest.approx(3 * towers + loss)
+    assert found.executed == pytest.approx(4 * towers + loss, rel=0.02)
     assert found.step_s == max(found.compute_s, found.memory_s, found.links_s)
     assert found.images_per_s == pytest.approx(BATCH / found.step_s)
     assert found.images_per_s_per_host == pytest.approx(found.images_per_s / 2)
@@ -147,9 +154,9 @@ def test_what_each_remat_computes_again(small_run):
     assert shares[None] == 0 and shares["nothing"] == 1
     assert 0 < shares["products"] < shares["attention"] < 1
     twice = dataclasses.replace(small_run, accumulate=2)
-    towers = flops(small_run.model, train=True)
+    towers = step_cost(small_run)
     more = step_flops(twice)[1] - step_flops(small_run)[1]
-    assert more == pytest.approx(BATCH * (towers.image + towers.text))
+    assert more == pytest.approx(towers.image + towers.text)
 
 
 def test_the_compiler_s_complaint_becomes_figures():
@@ -168,7 +175,9 @@ def large(small_run):
     """One that does not fit on eight chips: everything is kept, and all logits at once."""
     from clip_jax.models.presets import preset
 
-    config = dataclasses.replace(small_run, loss=Sigmoid(), rules=DATA_PARALLEL, batch=32_768)
+    config = dataclasses.replace(
+        small_run, loss=Sigmoid(), rules=DATA_PARALLEL, batch=32_768, packing=None
+    )
     model = preset("ViT-B-16-SigLIP")
     return with_remat(
         dataclasses.replace(

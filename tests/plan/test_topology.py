@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.plan.topology import devices, parse
@@ -45,8 +47,8 @@ def test_slices_start_at_one():
 
 @pytest.mark.parametrize(
     ("name", "slices", "links"),
-    [("v5e:16x16", 1, [16, 16]), ("v5p:4x4x8", 1, [4, 4, 8]), ("v4:2x2x4", 1, [2, 2, 4]),
-     ("v5e:4x4", 2, [4, 4])],
+    [("v5e:16x16", 1, [32, 8]), ("v5p:4x4x8", 1, [32, 4]), ("v4:2x2x4", 1, [8, 2]),
+     ("v5e:4x4", 2, [8, 2]), ("v5e:2x4", 1, [4, 2]), ("v5e:1x1", 1, [1])],
 )  # fmt: skip
 def test_the_compiler_s_devices_make_a_mesh_whose_data_axis_is_the_torus(name, slices, links):
     topology = parse(name, slices)
@@ -56,6 +58,8 @@ def test_the_compiler_s_devices_make_a_mesh_whose_data_axis_is_the_torus(name, s
     mesh = build_mesh(MeshConfig(replica=slices), found)
     fine = refine(mesh, ("data",))
     assert [fine.size(link) for link in fine.links["data"]] == links
+    split = NamedSharding(fine.mesh, P(fine.names(("replica", "data"))))
+    assert split.is_equivalent_to(NamedSharding(mesh, P(("replica", "data"))), 1)
     for replica in mesh.devices:  # No axis but `replica` leaves a slice.
         assert len({getattr(device, "slice_index", 0) for device in replica.flat}) == 1
 
@@ -68,8 +72,8 @@ def test_a_slice_that_the_compiler_does_not_know_is_refused():
 @pytest.mark.parametrize(
     ("shape", "liked", "parts"),
     [
-        ((1152, 4304), (2, 2), (16, 16)),  # SO400M: 256 divides neither
-        ((1152, 3, 16, 72), (2, 0, 1, 1), (16, 1, 16, 1)),
+        ((1152, 4304), (2, 2), (32, 8)),  # SO400M: 256 divides neither
+        ((1152, 3, 16, 72), (2, 0, 1, 1), (32, 1, 1, 8)),
         ((768, 3, 12, 64), (2, 0, 1, 1), (256, 1, 1, 1)),
         ((588, 1152), (2, 2), (4, 64)),
         ((32000, 768), (2, 2), (256, 1)),
@@ -81,6 +85,17 @@ def test_each_link_splits_what_it_divides_and_else_its_factors_do(shape, liked, 
     spec = spread(shape, P(*[None] * len(shape)), liked, fine, ("data",))
     made = tuple(fine.size(names or ()) for names in spec)
     assert made == parts
+
+
+def test_the_slowest_link_is_made_of_whole_rings_and_neighbours():
+    mesh = build_mesh(MeshConfig(), devices(parse("v5e:16x16")))
+    fine = refine(mesh, ("data",))
+    slow, fast = fine.links["data"]
+    where = np.array([device.coords[:2] for device in fine.mesh.devices.flat])
+    line = where.reshape(*(2,) * 8, 2)
+    strip = line[tuple(slice(None) if f"data{i}" in slow else 0 for i in range(8))].reshape(-1, 2)
+    assert sorted(np.ptp(strip, axis=0)) == [1, 15] and len(np.unique(strip, axis=0)) == 32
+    assert set(slow) | set(fast) == set(fine.names(("data",)))
 
 
 @pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:2x2x2"])

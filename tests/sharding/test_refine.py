@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import jax
@@ -52,16 +53,37 @@ def test_a_fine_mesh_has_the_same_devices_in_the_same_order():
     assert split.is_equivalent_to(NamedSharding(mesh, P(("replica", "data"))), array.ndim)
 
 
+def test_links_of_machines_stay_apart(monkeypatch):
+    """A machine's network is slower than what joins its devices."""
+    monkeypatch.setattr("clip_jax.sharding.refine._place", lambda device: divmod(device.id, 4))
+    fine = refine(build_mesh(MeshConfig()), ("data",))
+    assert fine.links["data"] == (("data0",), ("data1", "data2"))
+
+
+def test_rings_of_one_torus_do_not(monkeypatch):
+    place = "clip_jax.sharding.refine._place"
+    monkeypatch.setattr(place, lambda device: (0, *divmod(device.id, 4)))
+    fine = refine(build_mesh(MeshConfig()), ("data",))
+    assert fine.links["data"] == (("data0", "data2"), ("data1",)) == TWO
+    assert fine.names(("data",)) == ("data0", "data1", "data2")
+
+
 def test_nothing_to_take_apart_leaves_the_mesh_itself():
     mesh = build_mesh(MeshConfig())
     assert refine(mesh, ()).mesh is mesh
 
 
+ONE, TWO = (("data0", "data1", "data2"),), (("data0", "data2"), ("data1",))
+"""Links of eight devices: one ring; rings of two and of four, as those of a torus are joined."""
+
+
 @pytest.mark.parametrize("shape", [(16, 24), (12, 10), (24, 3, 2, 5), (8, 7)])
-@pytest.mark.parametrize("exact", [False, True])
-def test_gathered_shares_are_the_whole_and_gradients_come_back_as_shares_of_the_sum(shape, exact):
+@pytest.mark.parametrize(("links", "exact"), [(ONE, False), (TWO, False), (TWO, True)])
+def test_gathered_shares_are_the_whole_and_gradients_come_back_as_shares_of_the_sum(
+    shape, links, exact
+):
     mesh = Mesh(np.array(jax.devices()).reshape(1, 8, 1), AXES)
-    fine = refine(mesh, ("data",))
+    fine = dataclasses.replace(refine(mesh, ("data",)), links={"data": links})
     spec = spread(shape, P(*[None] * len(shape)), (2,) * len(shape), fine, ("data",))
     plan, over = stages(spec, fine, ("data",)), fine.names(("data",))
     rng = np.random.default_rng(0)
