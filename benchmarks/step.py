@@ -56,10 +56,10 @@ PAUSE = 0.3
 
 def configured(case: str, batch: int, root: str | None):
     """The run whose step is timed; its rate is small and constant."""
-    from clip_jax.config import load_config
     from clip_jax.data import TarShards
     from clip_jax.models.presets import preset
     from clip_jax.optim.schedule import Constant
+    from clip_jax.overrides import load_config
     from clip_jax.pretrained import open_clip
     from clip_jax.train import recipes
 

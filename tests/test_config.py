@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from clip_jax import config as room
-from clip_jax.config import differences, from_data, load_config, override, require, to_data
+from clip_jax.config import differences, from_data, require, to_data
+from clip_jax.overrides import load_config, override
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -637,7 +638,7 @@ def test_required_conditions_are_all_reported():
 def test_the_command_line_library_is_loaded_only_on_use():
     import subprocess
 
-    code = "import clip_jax.config, sys; print(sorted({'tyro', 'jax', 'etils'} & set(sys.modules)))"
+    code = "import clip_jax.overrides, sys; print(sorted({'tyro', 'jax', 'etils'} & set(sys.modules)))"
     root = pathlib.Path(room.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True

@@ -7,10 +7,11 @@ import pathlib
 import pytest
 
 from clip_jax.checkpoint.start import open_run
-from clip_jax.config import differences, from_data, load_config, override, to_data
+from clip_jax.config import differences, from_data, to_data
 from clip_jax.losses import Sigmoid
 from clip_jax.models.flops import parameters
 from clip_jax.models.presets import preset
+from clip_jax.overrides import load_config, override
 from clip_jax.pretrained.start import MAY_DIFFER
 from clip_jax.sharding.rules import FSDP
 from clip_jax.train import config as train_config

@@ -9,7 +9,7 @@ import clip_jax
 
 ROOT = pathlib.Path(clip_jax.__file__).parent
 LEVELS = [
-    {"tree", "config", "sharding"},
+    {"tree", "config", "overrides", "sharding"},
     {"losses", "models", "tokenizers", "preprocess"},
     {"checkpoint", "pretrained", "optim", "data"},
     {"train", "eval"},
@@ -18,8 +18,8 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-ALLOWED = {("config", "tree"), ("sharding", "tree")}
-"""Within the lowest level: paths of a pytree serve all."""
+ALLOWED = {("config", "tree"), ("sharding", "tree"), ("overrides", "config")}
+"""Within the lowest level: paths of a pytree serve all, and a user's config is one."""
 COMPOSES = ("train/config.py", "train/experiment.py")
 """A run holds its evaluations, and drives them."""
 

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _tokenizer(source: str, moved: list[str]) -> Any:
-    from clip_jax.config import load_config, override
+    from clip_jax.overrides import load_config, override
     from clip_jax.tokenizers import ClipBpe
 
     if not source.endswith(".py"):

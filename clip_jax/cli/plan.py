@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rich.console import Console
 
-    from clip_jax.config import load_config, override
+    from clip_jax.overrides import load_config, override
     from clip_jax.plan.run import plan, sweep
     from clip_jax.plan.topology import parse
 

@@ -15,9 +15,9 @@ def main(argv: list[str]) -> None:
     made.add_argument("--vocab-size", type=int, default=8000, help="tokens in all (8000)")
     made.add_argument("--data.root", dest="root", metavar="PATH", help="where the data is")
     options = made.parse_args(argv)
-    from clip_jax.config import load_config, override
     from clip_jax.data.pipeline import iterate
     from clip_jax.data.sample import Sample
+    from clip_jax.overrides import load_config, override
     from clip_jax.tokenizers import sentencepiece
 
     moved = ["--data.root", options.root] if options.root else []

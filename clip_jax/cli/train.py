@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit(0 if argv[:1] in (["-h"], ["--help"]) else 2)
     from rich.console import Console
 
-    from clip_jax.config import load_config, override
+    from clip_jax.overrides import load_config, override
     from clip_jax.sharding import processes
 
     path, *overrides = argv

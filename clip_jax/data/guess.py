@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from clip_jax.config import load_config, override
 from clip_jax.data.array_records import ArrayRecords
 from clip_jax.data.folder import Folder
 from clip_jax.data.manifest import SUFFIX
@@ -12,6 +11,7 @@ from clip_jax.data.sample import Dataset
 from clip_jax.data.table import Table
 from clip_jax.data.tar_index import IMAGES
 from clip_jax.data.tar_shards import TarShards
+from clip_jax.overrides import load_config, override
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Ends of names that are taken for tables; `.json` is too often something else."""

@@ -4,7 +4,7 @@ import pytest
 
 from clip_jax.cli import plan
 from clip_jax.cli.plan import split, stage
-from clip_jax.config import load_config
+from clip_jax.overrides import load_config
 
 
 def test_without_a_config_or_chips_it_says_what_is_needed(capsys):

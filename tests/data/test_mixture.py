@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax.config import from_data, override, to_data
+from clip_jax.config import from_data, to_data
 from clip_jax.data import DatasetConfig, Digits, Folder, Mixture, Synthetic, Table
 from clip_jax.data.feed import Feed
 from clip_jax.data.mixture import MixtureSource
@@ -18,6 +18,7 @@ from clip_jax.data.order import locate
 from clip_jax.data.pipeline import Pipeline, iterate, train_batches
 from clip_jax.data.position import NOTHING, join
 from clip_jax.data.sample import BadSampleError, Dataset, Sample, Source
+from clip_jax.overrides import override
 from clip_jax.preprocess.augment import Augment
 from clip_jax.preprocess.recipe import Recipe
 

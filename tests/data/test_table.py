@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_jax.config import from_data, override, to_data
+from clip_jax.config import from_data, to_data
 from clip_jax.data import DatasetConfig, Table
 from clip_jax.data.sample import BadSampleError, Dataset, Source
+from clip_jax.overrides import override
 
 ODD = [
     "plain",

@@ -13,10 +13,11 @@ from PIL import Image
 from tensorflow_datasets import features as F
 from tensorflow_datasets.proto import tf_example_pb2
 
-from clip_jax.config import from_data, override, to_data
+from clip_jax.config import from_data, to_data
 from clip_jax.data import DatasetConfig
 from clip_jax.data.sample import BadSampleError, Dataset, Source
 from clip_jax.data.tfds import Tfds
+from clip_jax.overrides import override
 
 
 def jpeg(grey, mode="RGB"):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_jax.config import from_data, override, to_data
+from clip_jax.config import from_data, to_data
 from clip_jax.data import Digits
 from clip_jax.eval import embed as embed_module
 from clip_jax.eval.outcome import file_name
@@ -24,6 +24,7 @@ from clip_jax.eval.run_suite import PROGRAM
 from clip_jax.eval.suite import EvalConfig, Evaluator, open_evals, opened_by, run_evals
 from clip_jax.eval.tasks import SUITES, TASKS
 from clip_jax.eval.zero_shot import ZeroShot
+from clip_jax.overrides import override
 
 HERE = pathlib.Path(__file__).parent
 every = types.SimpleNamespace(**runpy.run_path(str(HERE / "test_every_set.py")))

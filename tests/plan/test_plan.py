@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_told_what_would_make_it_fit(large):
 
 
 def test_advice_can_be_taken_from_the_command_line(large):
-    from clip_jax.config import override
+    from clip_jax.overrides import override
 
     topology = parse("v5e:4x8")
     words = [word for change in smaller(large, topology) for word in change.flag.split()]
