@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clip_jax import config as room
+from clip_jax import overrides
 from clip_jax.config import differences, from_data, require, to_data
 from clip_jax.overrides import load_config, override
 
@@ -619,7 +620,7 @@ def test_help_lists_every_field_with_its_documentation(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: train.py x.py")
-    assert all(flag in text for flag in room._flags(FULL, "-"))
+    assert all(flag in text for flag in overrides._flags(FULL, "-"))
     for words in ("One experiment.", "Peak learning rate.", "Updates in all.", "(default: 100)"):
         assert words in text
 
@@ -638,7 +639,9 @@ def test_required_conditions_are_all_reported():
 def test_the_command_line_library_is_loaded_only_on_use():
     import subprocess
 
-    code = "import clip_jax.overrides, sys; print(sorted({'tyro', 'jax', 'etils'} & set(sys.modules)))"
+    code = (
+        "import clip_jax.overrides, sys; print(sorted({'tyro', 'jax', 'etils'} & set(sys.modules)))"
+    )
     root = pathlib.Path(room.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
