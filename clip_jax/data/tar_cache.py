@@ -31,7 +31,7 @@ _PIECE = 32 * 2**20
 _RECENT = 4
 """Calls whose shards stay near after they ended: threads do not end in the order they began."""
 _PATIENCE_S = 5.0
-"""For threads that are told to stop amid a piece."""
+"""Seconds that threads may take to stop amid a piece."""
 
 
 class ShardCache:
@@ -173,7 +173,10 @@ class _Fetcher:
         end = time.monotonic() + _PATIENCE_S
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        with self._changed:  # Readers fetch, too: nobody may write to a folder that is deleted.
+            self._changed.wait_for(lambda: not self._busy, max(0.0, end - time.monotonic()))
         if self._list >= 0:
+            fcntl.flock(self._list, fcntl.LOCK_UN)  # A forked process may have a copy of it.
             os.close(self._list)
 
     def _path(self, number: int) -> pathlib.Path:

@@ -225,6 +225,42 @@ def test_processes_of_a_run_share_what_is_fetched(web, server, tmp_path):
     assert not any(tmp_path.glob("cache/clip_jax-shards-*"))
 
 
+def test_the_folder_is_deleted_when_no_reader_fetches_any_more(web, tmp_path, monkeypatch):
+    source = web()
+    fetcher, events, seen = source._cache._fetcher(), [], []
+    begun, deleted = threading.Event(), threading.Event()
+    fetcher._count = 0  # The reader itself fetches.
+    read, delete, fetch = tar_cache.RemoteFile.read, tar_cache.delete_if_left, fetcher._fetch
+
+    def waits_for_close(*args):
+        begun.set()
+        with fetcher._changed:
+            assert fetcher._changed.wait_for(lambda: fetcher._closed, 30)
+        deleted.wait(0.2)  # It must not come; and if it comes later, the order shows it, too.
+        return read(*args)
+
+    def fetches(*args, **options):
+        fetch(*args, **options)
+        events.append("fetched")
+
+    def deletes(folder):
+        events.append("deleted")
+        delete(folder)
+        deleted.set()
+
+    monkeypatch.setattr(tar_cache.RemoteFile, "read", waits_for_close)
+    monkeypatch.setattr(fetcher, "_fetch", fetches)
+    monkeypatch.setattr(tar_cache, "delete_if_left", deletes)
+    with source.near([0]):
+        reader = threading.Thread(target=lambda: seen.append(source[0].texts))
+        reader.start()
+        assert begun.wait(30)
+        source.close()
+    reader.join()
+    assert events == ["fetched", "deleted"] and seen == [("picture 0 0",)]
+    assert not any(tmp_path.glob("cache/clip_jax-shards-*"))
+
+
 def test_workers_share_what_is_fetched_and_leave_nothing(web, server, tmp_path):
     source = web(shards=3)
     expected = take(open_batches(web(shards=3)), 20)
