@@ -68,9 +68,9 @@ class LocalFile:
         if not stat.S_ISREG(os.fstat(self._handle).st_mode):
             raise OSError(f"{path} is not a regular file")
 
-    def __del__(self):
+    def __del__(self, close: Callable[[int], None] = os.close):  # `os` may go before this does.
         if self._handle >= 0:
-            os.close(self._handle)
+            close(self._handle)
 
     def read(self, offset: int, size: int) -> tuple[bytes, Stamp]:
         """Bytes (fewer only at the end of the file), and the state of the file after that.

@@ -131,8 +131,9 @@ class Embedder:
         distinct = {text: row for row, text in enumerate(ordered)}
         blocks = (self.tokenizer(block) for block in _blocks(distinct, self.batch))
         if not distinct:
-            return self._call(self.text_fn, self.tokenizer(["a"]))[:0]
-        rows = unit(self._run(self.text_fn, blocks, "texts", len(distinct)), "texts")
+            return self._no_rows(self.text_fn, self.tokenizer(["a"]))
+        answers = self._calls(self.text_fn, blocks)
+        rows = unit(self._run(answers, "texts", len(distinct)), "texts")
         return rows[[distinct[text] for text in texts]]
 
     def source(
@@ -228,7 +229,7 @@ class Embedder:
         if first is None:
             return self._no_images()
         blocks = map(_stack, _blocks(itertools.chain([first], items), self.batch))
-        return self._scaled(self._run(self.image_fn, blocks, "images", total))
+        return self._scaled(self._run(self._calls(self.image_fn, blocks), "images", total))
 
     def _embed_rows(self, load: Callable[[int], Any], count: int) -> np.ndarray:
         """Row i is the embedding of picture i, whichever process loads it, or anything."""
@@ -237,30 +238,38 @@ class Embedder:
         mine = range(self.batch) if self.rows is None else self.rows
         firsts = range(0, count, self.batch)
         loaded = self._ahead(load, (first + row for first in firsts for row in mine))
-        fill, parts = None, []
-        for first, block in zip(firsts, _blocks(loaded, len(mine)), strict=True):
-            fill = next((pixels for pixels in block if pixels is not None), fill)
-            if fill is None:
-                fill = self._black()
-            parts.append(_floats(self.image_fn(_stack([fill if b is None else b for b in block]))))
-            if self.progress is not None:
-                self.progress("images", min(first + self.batch, count), count)
-        return np.concatenate(parts)[:count]
+
+        def answers() -> Iterator[tuple[Any, int]]:
+            fill = None
+            for first, block in zip(firsts, _blocks(loaded, len(mine)), strict=True):
+                fill = next((pixels for pixels in block if pixels is not None), fill)
+                if fill is None:
+                    fill = self._black()
+                pixels = _stack([fill if b is None else b for b in block])
+                yield self.image_fn(pixels), min(self.batch, count - first)
+
+        return self._run(answers(), "images", count)
 
     def _no_images(self) -> np.ndarray:
-        """No rows; their width D is known only from an answer."""
-        return self._call(self.image_fn, _stack([self._black()]))[:0]
+        return self._no_rows(self.image_fn, _stack([self._black()]))
+
+    def _no_rows(self, function: Callable, block: Any) -> np.ndarray:
+        """Their width D is known only from an answer."""
+        ((rows, _),) = self._calls(function, iter([block]))
+        return np.asarray(rows).astype(np.float32)[:0]
 
     def _black(self) -> Any:
         return self.prepare(np.zeros((64, 64, 3), np.uint8))
 
-    def _run(
-        self, function: Callable, blocks: Iterator[Any], what: str, total: int | None
-    ) -> np.ndarray:
+    def _run(self, answers: Iterator[tuple[Any, int]], what: str, total: int | None) -> np.ndarray:
+        """The rows that a tower gave, of each answer as many as said.
+
+        Each is fetched while the next is computed, so that a device need not wait for the host.
+        """
         parts, done = [], 0
-        for block in blocks:
-            parts.append(self._call(function, block))
-            done += len(parts[-1])
+        for (rows, count), _ in itertools.pairwise(itertools.chain(answers, [None])):
+            parts.append(np.asarray(rows).astype(np.float32)[:count])
+            done += count
             if self.progress is not None:
                 self.progress(what, done, total)
         return np.concatenate(parts)
@@ -271,20 +280,18 @@ class Embedder:
         require_finite("features", rows)
         return rows
 
-    def _call(self, function: Callable, block: Any) -> np.ndarray:
-        count = len(jax.tree.leaves(block)[0])
+    def _calls(self, function: Callable, blocks: Iterator[Any]) -> Iterator[tuple[Any, int]]:
+        """Answers for blocks of any number of rows up to the batch, and that number."""
+        for block in blocks:
+            count = len(jax.tree.leaves(block)[0])
 
-        def filled(array: np.ndarray) -> np.ndarray:
-            # With copies of the last row, not zeros: valid input makes no NaN.
-            fill = [(0, self.batch - count)] + [(0, 0)] * (array.ndim - 1)
-            array = np.pad(array, fill, mode="edge")
-            return array if self.rows is None else array[list(self.rows)]
+            def filled(array: np.ndarray, count: int = count) -> np.ndarray:
+                # With copies of the last row, not zeros: valid input makes no NaN.
+                fill = [(0, self.batch - count)] + [(0, 0)] * (array.ndim - 1)
+                array = np.pad(array, fill, mode="edge")
+                return array if self.rows is None else array[list(self.rows)]
 
-        return _floats(function(jax.tree.map(filled, block)))[:count]
-
-
-def _floats(rows: Any) -> np.ndarray:
-    return np.asarray(rows).astype(np.float32)
+            yield function(jax.tree.map(filled, block)), count
 
 
 def _of_all(

@@ -96,6 +96,37 @@ def test_progress_counts_real_items_not_padding(toy):
     assert told == [("images", 4, 6), ("images", 6, 6), ("images", 2, None), ("texts", 2, 2)]
 
 
+class Pending:
+    """Rows of a device: it notes when the host asks for them."""
+
+    def __init__(self, number, images, events):
+        self.number, self.images, self.events = number, images, events
+        events.append(f"begin {number}")
+
+    def __array__(self, dtype=None, copy=None):
+        self.events.append(f"fetch {self.number}")
+        return self.images.reshape(len(self.images), -1).astype(np.float32)
+
+
+@pytest.mark.parametrize("way", ["images", "source"])
+def test_a_batch_is_fetched_while_the_next_is_computed(toy, way):
+    events = []
+
+    def image_fn(images):
+        return Pending(sum(str(event).startswith("begin") for event in events), images, events)
+
+    embedder = toy.embedder(image_fn=image_fn, progress=lambda *told: events.append(told))
+    samples = [toy.sample("red", str(i)) for i in range(10)]
+    if way == "images":
+        embedder.images([sample.image for sample in samples])
+    else:
+        embedder.source(toy.entries(samples))
+    assert events == [
+        *("begin 0", "begin 1", "fetch 0", ("images", 4, 10)),
+        *("begin 2", "fetch 1", ("images", 8, 10), "fetch 2", ("images", 10, 10)),
+    ]
+
+
 def test_a_source_keeps_words_and_leaves_out_bad_samples(toy):
     entries = [
         toy.sample("red", label=3),
