@@ -267,7 +267,7 @@ class Embedder:
         Each is fetched while the next is computed, so that a device need not wait for the host.
         """
         parts, done = [], 0
-        for (rows, count), _ in itertools.pairwise(itertools.chain(answers, [None])):
+        for (rows, count), _ in itertools.pairwise(itertools.chain(answers, [(None, 0)])):
             parts.append(np.asarray(rows).astype(np.float32)[:count])
             done += count
             if self.progress is not None:
