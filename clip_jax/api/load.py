@@ -79,9 +79,8 @@ def load(
         wanted = stored.wanted
     if image_size is None and wanted.image != clip.model.cfg.image:
         image_size = wanted.image.image_size
-    if context_length is None:
-        context_length = wanted.text.context_length
-    return interpolate(clip, image_size=image_size, context_length=context_length)
+    length = wanted.text.context_length if context_length is None else context_length
+    return interpolate(clip, image_size=image_size, context_length=length)
 
 
 Place = Callable[[Any], Any]
