@@ -30,7 +30,7 @@ NOTE = (
     "decided all the same."
 )
 
-HEAD = ("metric", "A", "B", "B \N{MINUS SIGN} A", "95% interval", "")
+HEAD = ("metric", "A", "B", "B\xa0\N{MINUS SIGN}\xa0A", "95% interval", "")
 """Columns of a compared metric."""
 
 

@@ -267,9 +267,7 @@ def test_what_cannot_be_computed_again_has_no_interval_and_says_so():
     assert got.interval is None and got.difference == 0
     assert got.why == "it cannot be computed from what was kept of each sample"
     # As earlier versions wrote them.
-    a_search, b_search = (
-        changed(one, **{"rank/image_retrieval": None}) for one in pair(searched)
-    )
+    a_search, b_search = (changed(one, **{"rank/image_retrieval": None}) for one in pair(searched))
     got_search = compare([a_search], [b_search])
     assert only(got_search, "image_retrieval_median_rank").why == got.why
     assert only(got_search, "text_retrieval_median_rank").interval is not None
