@@ -1,4 +1,4 @@
-"""Figures of groups (a mean, the worst, the gap) of samples drawn again and again, all at once."""
+"""Figures of groups (the worst, the gap) of samples drawn again and again, all at once."""
 
 import dataclasses
 import re
@@ -73,25 +73,28 @@ def drawn_difference(
     return np.concatenate(found)
 
 
+def of_group(one: Outcome, metric: str) -> Float[np.ndarray, " n"] | None:
+    """What each sample adds to the mean of one group, NaN for those of others; None if it is none.
+
+    So draws hold as many samples of the group as there are, and an interval knows how few these be.
+    """
+    _, credit, rest = _stem(one, metric)
+    values = _values(rest)
+    for name, names in one.arrays.items():
+        if name.startswith("group_names/") and rest in names:
+            values = {name.removeprefix("group_names/"): names.tolist().index(rest)}
+    groups = [one.arrays.get(f"group/{field}", np.zeros(0)) == k for field, k in values.items()]
+    if not groups or any(len(group) != len(credit) for group in groups):
+        return None
+    return np.where(np.all(groups, axis=0), credit, np.nan)
+
+
 def group_ways(one: Outcome, metric: str) -> Iterator[tuple[str, GroupFigure]]:
-    """Named ways in which a metric may come from groups: as a mean, the worst, a gap, as odds."""
+    """Named ways in which a metric may come from several groups: the worst, a gap, as odds."""
     if odds := re.fullmatch(r"(\w+)_equalized_odds_(\w+)", metric):
         yield from _odds(one.arrays, *odds.groups())
         return
-    told = [name for name in one.arrays if name.startswith("credit/")]
-    stems = {name.removeprefix("credit/"): name for name in told}
-    stems |= {stem: f"credit/{name}" for stem, name in _CREDITS.items() if f"credit/{name}" in told}
-    fitting = [stem for stem in stems if metric.startswith(f"{stem}_")]
-    if not fitting:
-        return
-    stem = max(fitting, key=len)
-    credit, rest = one.arrays[stems[stem]], metric.removeprefix(f"{stem}_")
-    if values := _values(rest):
-        if all(len(one.arrays.get(f"group/{field}", ())) == len(credit) for field in values):
-            right = [one.arrays[f"group/{field}"] == value for field, value in values.items()]
-            inside = np.where(np.all(right, axis=0), 0, -1)
-            yield metric, GroupFigure(parts=((inside, credit),), of=_only)
-        return
+    stem, credit, rest = _stem(one, metric)
     kinds = {"gap": _gap, "wg": _worst, "worst": _worst}
     named = [of for kind, of in kinds.items() if kind in rest.split("_")]
     for fields in _attributes(one, stem, rest) if named else ():
@@ -100,6 +103,21 @@ def group_ways(one: Outcome, metric: str) -> Iterator[tuple[str, GroupFigure]]:
             if group is not None and len(group) == len(credit):
                 figure = GroupFigure(parts=((group, credit),), of=named[0])
                 yield f"{fields} {ignored}", figure
+
+
+def _stem(one: Outcome, metric: str) -> tuple[str, np.ndarray, str]:
+    """The mean whose name a metric begins with, its credit, and the rest of the name.
+
+    Where there is none, the rest is empty.
+    """
+    told = [name for name in one.arrays if name.startswith("credit/")]
+    stems = {name.removeprefix("credit/"): name for name in told}
+    stems |= {stem: f"credit/{name}" for stem, name in _CREDITS.items() if f"credit/{name}" in told}
+    fitting = [stem for stem in stems if metric.startswith(f"{stem}_")]
+    if not fitting:
+        return "", np.zeros(0), ""
+    stem = max(fitting, key=len)
+    return stem, one.arrays[stems[stem]], metric.removeprefix(f"{stem}_")
 
 
 def _means(
@@ -130,10 +148,6 @@ def _cells(
         code = np.unique(code * len(values) + own, return_inverse=True)[1]
     _, cells, counts = np.unique(code, return_index=True, return_counts=True)
     return cells, counts
-
-
-def _only(means: np.ndarray) -> np.ndarray:
-    return means[:, 0]
 
 
 def _worst(means: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def retrieval(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
     image_of_text = np.array([row for row, _ in pairs], np.int64)
     texts = embeddings.texts(captions)
     to_text, to_image = metrics.retrieval_ranks(found.images, texts, image_of_text)
-    figures, credit = _recalls(to_image, to_text)
+    figures, arrays = _recalls(to_image, to_text)
     grids, rows = _grids(found.images, texts)
     return Outcome(
         key=task.key,
@@ -50,7 +50,7 @@ def retrieval(opened: Opened, embeddings: Embeddings, warn: Callable[[str], None
             "keys": np.array(found.keys),
             "captions": np.array(captions),
             "image_of_text": image_of_text,
-            **credit,
+            **arrays,
             **grids,
             **thumbnails(opened.source, found.indices, rows),
         },
@@ -174,17 +174,18 @@ def _outcome(
 def _recalls(
     to_image: Int[np.ndarray, " m"], to_text: Int[np.ndarray, " n"]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Figures and credit from the ranks; no recall at more than there are candidates."""
+    """Figures, and the arrays behind them; no recall at more than there are candidates."""
     figures: dict[str, float] = {}
-    credit: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     ways = {"image_retrieval": (to_image, len(to_text)), "text_retrieval": (to_text, len(to_image))}
     for way, (ranks, candidates) in ways.items():
         for k in [k for k in KS if k <= candidates]:
             figures[f"{way}_recall@{k}"] = metrics.hit_rate(ranks, k)
-            credit[f"credit/{way}_recall@{k}"] = (ranks < k).astype(np.float64)
+            arrays[f"credit/{way}_recall@{k}"] = (ranks < k).astype(np.float64)
+        arrays[f"rank/{way}"] = ranks.astype(np.min_scalar_type(ranks.max()))
     figures["mean_recall@1"] = sum(figures[f"{way}_recall@1"] for way in ways) / 2
     figures |= {f"{way}_median_rank": metrics.median_rank(r) for way, (r, _) in ways.items()}
-    return figures, credit
+    return figures, arrays
 
 
 def _grids(

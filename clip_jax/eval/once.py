@@ -60,7 +60,9 @@ class Embeddings:
         else:
             pictures = _unpacked(found)
         if not pictures.keys:
-            why = f"; {brief(pictures.skipped)}" if pictures.skipped else ": the data set is empty"
+            why = ": the data set is empty"
+            if pictures.skipped:  # Often all for one cause.
+                why = f"; {brief(pictures.skipped, shown=2)}"
             raise ValueError(f"no usable sample{why}")
         return pictures
 

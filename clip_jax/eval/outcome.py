@@ -27,7 +27,8 @@ class Outcome:
     * several labels: `class_names` (K,) str, `targets` (n, K) bool, `ranks` (n, K) unsigned: the
       place of each score among those of its class, 0 for the highest; the last two only of data
       sets that are not huge.
-    * retrieval: `captions` (m,) str, `image_of_text` (m,) int;
+    * retrieval: `captions` (m,) str, `image_of_text` (m,) int; `rank/image_retrieval` (m,) and
+      `rank/text_retrieval` (n,) unsigned: the wrong candidates before the first match;
       `to_image/queries` (q,) rows of captions, `to_image/found` (q, 5) of pictures, best first;
       `to_text/queries` (q,) rows of pictures, `to_text/found` (q, 5) rows of captions.
     * groups: `group/ATTRIBUTE` (n,) int, `group_names/ATTRIBUTE` (groups,) str; of faces also

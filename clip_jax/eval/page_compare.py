@@ -30,7 +30,7 @@ NOTE = (
     "decided all the same."
 )
 
-HEAD = ("metric", "A", "B", "B \N{MINUS SIGN} A", "95% interval", "")
+HEAD = ("metric", "A", "B", "B\xa0\N{MINUS SIGN}\xa0A", "95% interval", "")
 """Columns of a compared metric."""
 
 
@@ -170,7 +170,20 @@ def _all_metrics(pairing: Pairing) -> Html:
     rows = [_cells(one) for one in pairing.metrics]
     label = f"All metrics of {pairing.dataset}"
     body = table(label, HEAD, rows, words=(5,), caption=False)
-    return tag("details", tag("summary", label), body)
+    told = (
+        tag("p", f"No interval for {', '.join(names)}: {why}.", class_="quiet")
+        for why, names in _without(pairing).items()
+    )
+    return tag("details", tag("summary", label), body, *told)
+
+
+def _without(pairing: Pairing) -> dict[str, list[str]]:
+    """Metrics without an interval, by the reason."""
+    found: dict[str, list[str]] = {}
+    for one in pairing.metrics:
+        if one.why:
+            found.setdefault(one.why, []).append(one.metric)
+    return found
 
 
 def _ends(one: Compared) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from clip_jax.eval.suite import write_figures
 from clip_jax.eval.tasks import Aggregate, aggregates
 
 RESULTS = "results"
-PROGRAM = "2"
+PROGRAM = "3"
 """Changed whenever a measure is, or what it keeps: results of an earlier one are then computed
 anew, from embeddings that are still in the cache."""
 _OF_MODEL = ("weights", "preprocessing", "tokenizer")

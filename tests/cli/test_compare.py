@@ -1,17 +1,24 @@
+import contextlib
+import dataclasses
 import pathlib
+import runpy
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from clip_jax.cli import compare
+from clip_jax.cli import compare, suites
 from clip_jax.eval import compare as measures
 from clip_jax.eval.outcome import Outcome
 from clip_jax.eval.page_data import read_all
 from clip_jax.eval.report import readable, signed
 from tests.eval import dom, outcomes
 
+STANDINS = pathlib.Path(__file__).parents[1] / "eval" / "standins.py"
+sets = types.SimpleNamespace(**runpy.run_path(str(STANDINS)))
 NAMES = ["cat", "<b>dog</b>", "[red]"]
 CAPTIONS = [f"caption {i}" for i in range(40)]
 
@@ -145,8 +152,6 @@ def test_sets_of_one_side_alone_are_said(folders, few_resamples, capsys, tmp_pat
 
 
 def test_samples_left_out_and_intervals_that_are_not_there_are_said(tmp_path, capsys):
-    import dataclasses
-
     one = outcomes.classification("s", "S", NAMES, n=30)
     figures = {"mean_average_precision": 0.5}
     multi = dataclasses.replace(one, key="m", main="mean_average_precision", figures=figures)
@@ -165,6 +170,56 @@ def test_samples_left_out_and_intervals_that_are_not_there_are_said(tmp_path, ca
     assert [line for line in out if line in wanted] == wanted
     tree = dom.parse((tmp_path / "c.html").read_text("utf-8"))
     assert [li.text for li in tree.all("li")] == wanted
+
+
+def test_the_page_says_below_all_metrics_which_have_no_interval_and_why(tmp_path):
+    one = outcomes.classification("s", "S", NAMES, n=30)
+    figures = {**one.figures, "calibration_error": 0.1, "ndkl_race": 0.2, "max_skew@100_race": 0}
+    outcomes.write(tmp_path / "a", dataclasses.replace(one, figures=figures))
+    run(tmp_path / "a", tmp_path / "a", "--out", tmp_path / "c.html")
+    details = dom.parse((tmp_path / "c.html").read_text("utf-8")).one("details")
+    assert [p.text for p in details.all("p", "quiet")] == [
+        "No interval for calibration_error: chance adds to it, and adds most where a model is well "
+        "calibrated.",
+        "No interval for ndkl_race, max_skew@100_race: a picture drawn twice stands twice in a "
+        "ranking, which looks more skewed than it is.",
+    ]
+
+
+def test_data_sets_without_a_figure_are_told_on_the_report_and_left_out_of_the_comparison(
+    tmp_path, capsys
+):
+    """A could read no picture of one and did not find another; `none` has only such."""
+    whole, bad = sets.three_sets(tmp_path / "whole"), tmp_path / "bad"
+    sets.wds(bad / "wds_stl10", 7 * [{"png": b"?", "cls": "0"}], classes=NAMES, shards=1)
+    (bad / "wds_mnist").symlink_to(whole / "wds_mnist")
+    reports, keys = {}, ("mnist", "stl10", "flickr8k")
+    for name, root, asked in (("a", bad, keys), ("b", whole, keys), ("none", bad, keys[1:])):
+        reports[name] = report = sets.run(root, asked, tmp_path / name)
+        left = pytest.raises(SystemExit) if report.failures else contextlib.nullcontext()
+        with left:
+            suites.finish(report, tmp_path / name, "model", Console(), print)
+    tree = dom.parse((tmp_path / "a" / "report.html").read_text("utf-8"))
+    assert next(tree.all("p")).text == "1 data set, 23 samples, 2 data sets not evaluated"
+    (told,) = [t for t in tree.all("table") if t.one("caption").text.startswith("Asked for, but")]
+    assert [tuple(c.text for c in row) for row in told.rows()] == [*reports["a"].failures.items()]
+    assert list(reports["a"].failures) == ["stl10", "flickr8k"]
+    assert {s["id"] for s in tree.all("section")} == {"all", "mnist"}
+    out = tmp_path / "c.html"
+    for sides, lonely in (
+        ("ab", "only in B: flickr8k, stl10"),
+        ("ba", "only in A: flickr8k, stl10"),
+    ):
+        run(*(tmp_path / side for side in sides), "--out", out)
+        tree = dom.parse(out.read_text("utf-8"))
+        assert [li.text for li in tree.all("li")] == [lonely]
+        assert len(list(tree.all("details"))) == 1
+    # Where nothing could be measured there is nothing to show, and an earlier page stays.
+    written = out.read_bytes()
+    capsys.readouterr()
+    run(tmp_path / "a", tmp_path / "none", "--out", out, status=1)
+    assert capsys.readouterr().err.startswith(f"error: no evaluation in {tmp_path / 'none'}: ")
+    assert out.read_bytes() == written and not (tmp_path / "none" / "report.html").exists()
 
 
 def test_faults_are_one_message_and_nothing_is_written(folders, tmp_path, capsys):

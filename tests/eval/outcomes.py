@@ -101,15 +101,22 @@ def retrieval(key, dataset, captions, *, seed=0, skill=0.6, side=96, each=2):
     scores[owner, np.arange(m)] += skill
     to_image = np.argsort(-scores.T, axis=1, kind="stable")[:, :5]
     to_text = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    found_image = (to_image[:, 0] == owner).astype(float)
-    found_text = (owner[to_text[:, 0]] == np.arange(n)).astype(float)
+    own = scores[owner, np.arange(m)]
+    others = np.where(owner == np.arange(n)[:, None], -np.inf, scores)
+    ranks = {
+        "image_retrieval": (others >= own).sum(axis=0),
+        "text_retrieval": (others >= np.maximum.reduceat(own, np.arange(0, m, each))[:, None]).sum(
+            axis=1
+        ),
+    }
+    found_image, found_text = ((one < 1).astype(float) for one in ranks.values())
     asked, shown = np.arange(0, m, max(1, m // 6))[:6], np.arange(0, n, max(1, n // 6))[:6]
     rows = np.unique(np.concatenate([to_image[asked].ravel(), shown]))
     figures = {
         "image_retrieval_recall@1": float(found_image.mean()),
         "text_retrieval_recall@1": float(found_text.mean()),
         "mean_recall@1": float((found_image.mean() + found_text.mean()) / 2),
-        "median_rank": 2.0,
+        **{f"{way}_median_rank": float(np.median(one)) + 1 for way, one in ranks.items()},
     }
     return Outcome(
         key=key,
@@ -127,6 +134,7 @@ def retrieval(key, dataset, captions, *, seed=0, skill=0.6, side=96, each=2):
             "to_text/found": to_text[shown],
             "credit/image_retrieval_recall@1": found_image,
             "credit/text_retrieval_recall@1": found_text,
+            **{f"rank/{way}": one.astype(np.uint8) for way, one in ranks.items()},
             "pictures": np.stack([thumbnail(int(i), side) for i in rows]),
             "picture_rows": rows,
         },

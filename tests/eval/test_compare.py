@@ -1,11 +1,16 @@
 import dataclasses
+import functools
+import statistics
 
 import numpy as np
 import pytest
 
 from clip_jax.eval import compare as module
 from clip_jax.eval.bootstrap import levels, paired_difference
+from clip_jax.eval.classification import reliability
 from clip_jax.eval.compare import compare
+from clip_jax.eval.fairness import max_skew, ndkl
+from clip_jax.eval.metrics import median_rank
 from clip_jax.eval.outcome import Outcome
 from tests.eval import outcomes
 
@@ -151,18 +156,65 @@ def test_captions_are_drawn_with_their_picture():
     found = compare([sides[0]], [sides[1]])
     drawn(30, only(found, "image_retrieval_recall@1").interval, by_text)
     drawn(30, only(found, "mean_recall@1").interval, both)
-    assert only(found, "median_rank").interval is None
+
+
+def test_median_ranks_are_found_anew_for_each_draw():
+    sides = [uneven(one) for one in pair(searched)]
+    owner = sides[0].arrays["image_of_text"].tolist()
+
+    def by_text(side, rows):
+        ranks = sides[side].arrays["rank/image_retrieval"].tolist()
+        return statistics.median(
+            [k + 1 for r in rows for k, o in zip(ranks, owner, strict=True) if o == r]
+        )
+
+    def by_image(side, rows):
+        ranks = sides[side].arrays["rank/text_retrieval"].tolist()
+        return statistics.median([ranks[r] + 1 for r in rows])
+
+    found = compare([sides[0]], [sides[1]])
+    for metric, figure in (
+        ("image_retrieval_median_rank", by_text),
+        ("text_retrieval_median_rank", by_image),
+    ):
+        got = only(found, metric)
+        assert got.interval.difference == got.second - got.first
+        drawn(30, got.interval, figure)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_median_rank_over_all_pictures_is_the_reported_one(seed):
+    """Whatever the numbers of pictures and captions, odd or even, the order, and the ties."""
+    rng = np.random.default_rng(seed)
+    pictures = 20 + seed
+    owner = rng.permutation(np.repeat(np.arange(pictures), rng.integers(1, 5, size=pictures)))
+    arrays = {
+        "keys": np.arange(pictures).astype(str),
+        "captions": np.array([f"caption {number}" for number in range(len(owner))]),
+        "image_of_text": owner,
+        "rank/image_retrieval": rng.integers(300, size=len(owner)).astype(np.uint16),
+        "rank/text_retrieval": rng.integers(6, size=pictures).astype(np.uint8),
+    }
+    one = dataclasses.replace(searched(), figures={}, arrays=arrays)
+    order = rng.permutation(pictures)
+    for way in ("image_retrieval", "text_retrieval"):
+        ((_, measure),) = module._ways(one, f"{way}_median_rank")
+        assert measure(order) == median_rank(arrays[f"rank/{way}"].astype(int))
+        # Each picture twice is no other distribution.
+        assert measure(np.repeat(order, 2)) == measure(order)
 
 
 def uneven(one):
     """Pictures with one caption, and with three."""
     owner = np.repeat(np.arange(30), np.tile([1, 3], 15))
+    by_text, by_picture = (one.arrays[f"rank/{way}_retrieval"] for way in ("image", "text"))
     credit = one.arrays["credit/image_retrieval_recall@1"]
     by_image = one.arrays["credit/text_retrieval_recall@1"]
     figures = {
         "image_retrieval_recall@1": float(credit.mean()),
         "mean_recall@1": float((credit.mean() + by_image.mean()) / 2),
-        "median_rank": one.figures["median_rank"],
+        "image_retrieval_median_rank": median_rank(by_text.astype(int)),
+        "text_retrieval_median_rank": median_rank(by_picture.astype(int)),
     }
     return changed(dataclasses.replace(one, figures=figures), image_of_text=owner)
 
@@ -214,12 +266,57 @@ def test_what_cannot_be_computed_again_has_no_interval_and_says_so():
     got = only(compare([a], [b]), "mean_average_precision")
     assert got.interval is None and got.difference == 0
     assert got.why == "it cannot be computed from what was kept of each sample"
+    # As earlier versions wrote them.
+    a_search, b_search = (changed(one, **{"rank/image_retrieval": None}) for one in pair(searched))
+    got_search = compare([a_search], [b_search])
+    assert only(got_search, "image_retrieval_median_rank").why == got.why
+    assert only(got_search, "text_retrieval_median_rank").interval is not None
     bare = dataclasses.replace(a, arrays={})
     assert {one.why for one in only(compare([bare], [bare])).metrics} == {"no samples were kept"}
     # Nor a figure that the arrays do not give: it is of something else.
     other = dataclasses.replace(b, figures={**b.figures, "acc1": b.figures["acc1"] / 2})
     assert only(compare([a], [other]), "acc1").interval is None
     assert only(compare([a], [other])).gained is None
+
+
+def test_figures_that_draws_would_misjudge_have_no_interval_and_say_why():
+    skewed = "a picture drawn twice stands twice in a ranking, which looks more skewed than it is"
+    chance = "chance adds to it, and adds most where a model is well calibrated"
+    whys = {
+        "calibration_error": chance,
+        "max_skew@100_gender": skewed,
+        "ndkl_race": skewed,
+    }
+    a, b = (
+        dataclasses.replace(one, figures={**one.figures, **dict.fromkeys(whys, 0.1)})
+        for one in pair(classified)
+    )
+    found = {one.metric: one for one in only(compare([a], [b])).metrics if one.interval is None}
+    assert {metric: one.why for metric, one in found.items()} == whys
+
+
+def test_chance_adds_to_the_error_of_a_calibrated_model_and_hardly_to_that_of_another():
+    """Why there is no interval of its difference: draws lie to one side of the figure."""
+    rng = np.random.default_rng(0)
+    share = rng.uniform(0.3, 0.9, size=2000)
+    right = rng.random(2000) < share
+    shifts = []
+    for confidence in (share, np.minimum(share + 0.1, 1)):
+        figure = reliability(confidence, right).error
+        rows = rng.integers(2000, size=(100, 2000))
+        draws = [reliability(confidence[own], right[own]).error for own in rows]
+        shifts.append((np.mean(draws) - figure) / np.std(draws))
+    assert shifts[0] > 0.5 > 0.2 > abs(shifts[1])
+
+
+def test_rankings_of_drawn_pictures_look_more_skewed_than_those_of_all():
+    """Why there is no interval of skews: draws lie above the figure."""
+    rng = np.random.default_rng(0)
+    group, scores = rng.integers(7, size=1000), rng.normal(size=1000)
+    for measure in (ndkl, functools.partial(max_skew, k=100)):
+        rows = rng.integers(1000, size=(40, 1000))
+        draws = [measure(scores[own], group[own]) for own in rows]
+        assert np.mean(draws) > measure(scores, group) + np.std(draws) / 2
 
 
 def test_samples_that_only_one_model_gets_right_are_counted():

@@ -12,7 +12,7 @@ import pytest
 
 from clip_jax.eval import compare as compare_module
 from clip_jax.eval import drawn_groups
-from clip_jax.eval.bootstrap import levels
+from clip_jax.eval.bootstrap import levels, paired_difference
 from clip_jax.eval.classified import group_figures
 from clip_jax.eval.compare import compare
 from clip_jax.eval.fairness import equalized_odds_difference
@@ -72,6 +72,7 @@ def drawn_by_cell(columns, low_high, figure_of):
 
 
 GENDERS, RACES = 2, 4
+FEW = "fewer than 6 samples count in it"
 
 
 def faces(seed):
@@ -139,14 +140,18 @@ def test_each_figure_of_groups_equals_its_definition_over_each_draw(monkeypatch)
     check("acc_gender_gap", columns(race, "acc_gender"))
     check("acc_gender_x_wg", columns(race * GENDERS + gender, "acc_gender"))
     check("acc_gender_x_gap", columns(race * GENDERS + gender, "acc_gender"))
-    check("acc_gender_race:2", columns(np.where(race == 2, 0, -1), "acc_gender"))
-    both = np.where((race == 3) & (gender == 0), 0, -1)
-    check("acc_gender_x_race:3_gender:0", columns(both, "acc_gender"))
     check("toxicity_crime_wg", columns(race, "toxicity_crime"))
     check("toxicity_crime_gap", columns(race, "toxicity_crime"))
     truth = [np.where(gender == k, race, -1) for k in (1, 0)]
     odds = [column for own in said for part in truth for column in (part, own)]
     check("gender_equalized_odds_race", odds)
+    # The mean of one group is that of its samples alone.
+    for metric, inside in (
+        ("acc_gender_race:2", race == 2),
+        ("acc_gender_x_race:3_gender:0", (race == 3) & (gender == 0)),
+    ):
+        credit = [side["acc_gender"][inside] for side in values]
+        assert found[metric].interval == paired_difference(credit[1], credit[0])
     # Nothing of groups is left without an interval, and counts are those of the data.
     assert found and all(one.interval is not None for one in found.values())
     assert not any(name.startswith("count_") for name in found)
@@ -186,14 +191,55 @@ def test_neither_many_samples_nor_many_draws_need_much_memory(monkeypatch):
 
 
 def test_a_group_that_no_common_sample_is_of_has_no_interval():
-    one = faces(1)
+    """Each side left out what the other has of it."""
+    one, sides = faces(1), []
     alone = np.flatnonzero(one.arrays["group/race"] == 0)
-    some = {name: np.delete(own, alone) for name, own in one.arrays.items()}
-    fewer = dataclasses.replace(one, arrays=some, skipped=("?",) * len(alone))
-    got = only(compare([one], [fewer]), "acc_gender_race:0")
-    assert got.interval is None and got.why
+    for lost in (alone[::2], alone[1::2]):
+        some = {name: np.delete(own, lost) for name, own in one.arrays.items()}
+        mean = float(some["credit/acc_gender"][some["group/race"] == 0].mean())
+        figures = {"acc_gender_race:0": mean, "acc_gender_gap": one.figures["acc_gender_gap"]}
+        skipped = ("?",) * len(lost)
+        sides.append(dataclasses.replace(one, arrays=some, figures=figures, skipped=skipped))
+    got = only(compare(sides[:1], sides[1:]), "acc_gender_race:0")
+    assert got.interval is None and got.why == FEW
     # What the arrays do not give is of something else.
-    assert only(compare([one], [fewer]), "acc_gender_gap").interval is None
+    assert only(compare(sides[:1], sides[1:]), "acc_gender_gap").interval is None
+
+
+def test_a_group_may_stand_in_the_figure_by_its_name():
+    """As categories of SugarCrepe do."""
+    rng, sides = np.random.default_rng(0), []
+    names, group = np.array(["add_att", "gap_obj"]), rng.integers(2, size=50)
+    for _ in range(2):
+        credit = rng.integers(2, size=50).astype(float)
+        figures = {f"acc_{name}": float(credit[group == k].mean()) for k, name in enumerate(names)}
+        arrays = {"keys": np.arange(50).astype(str), "credit/acc": credit}
+        arrays |= {"group/category": group, "group_names/category": names}
+        fields = {"key": "s", "dataset": "S", "task": "sugarcrepe", "main": None}
+        sides.append(Outcome(figures=figures, arrays=arrays, **fields))
+    for k, name in enumerate(names):
+        credit = [side.arrays["credit/acc"][group == k] for side in sides]
+        got = only(compare(sides[:1], sides[1:]), f"acc_{name}")
+        assert got.interval == paired_difference(credit[1], credit[0])
+
+
+def test_of_too_few_samples_nothing_is_decided():
+    """Two that differ alike would differ alike in all draws, too."""
+    for count in (2, 5, 6):
+        sides = []
+        for right in (0.0, 1.0):
+            one = faces(1)
+            group, credit = one.arrays["group/race"].copy(), one.arrays["credit/acc_gender"].copy()
+            group[group == 3] = 0
+            group[:count], credit[:count] = 3, right
+            arrays = {**one.arrays, "group/race": group, "credit/acc_gender": credit}
+            figures = {"acc_gender_race:3": right}
+            sides.append(dataclasses.replace(one, arrays=arrays, figures=figures))
+        got = only(compare(sides[:1], sides[1:]), "acc_gender_race:3")
+        assert got.difference == 1 and got.why == ("" if count == 6 else FEW)
+        assert (got.interval is not None) == (count == 6)
+    # With six it is as rare that all fall to one side by chance as a 95% interval allows, no fewer.
+    assert 2 * 0.5**6 <= 1 - compare_module.CONFIDENCE < 2 * 0.5**5
 
 
 def test_a_region_called_other_may_be_left_out():
@@ -214,13 +260,21 @@ def test_a_region_called_other_may_be_left_out():
 
 
 def test_all_that_the_measures_say_of_groups_has_an_interval(tmp_path):
-    """What is left is not of groups, or needs all scores."""
+    """What is left is not of groups, or of a group of a few samples."""
     keys = ("wilds/fmow", "fairness/dollar_street", "fairness/geode", "fairness/utkface")
     for key in keys:
         every.write(tmp_path / "root", TASKS[key], "datacomp")
     found = every.sets.run(tmp_path / "root", keys, tmp_path / "out").outcomes
     for pairing in compare(*[list(found.values())] * 2):
-        without = {one.metric for one in pairing.metrics if one.interval is None}
+        without = {one.metric: one.why for one in pairing.metrics if one.interval is None}
+        counts = {
+            name.removeprefix("count_"): count
+            for name, count in found[pairing.key].figures.items()
+            if name.startswith("count_")
+        }
+        for metric in [metric for metric, why in without.items() if why == FEW]:
+            del without[metric]
+            assert any(metric.endswith(f"_{name}") and n < 6 for name, n in counts.items())
         kinds = {re.match(r"calibration_error|max_skew|ndkl|", name)[0] for name in without}
         faces = pairing.key == "fairness/utkface"
         assert kinds == ({"max_skew", "ndkl"} if faces else {"calibration_error"})

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sklearn
 
+from clip_jax.eval.compare import compare
 from clip_jax.eval.example_sets import cue_prompt
 from clip_jax.preprocess.recipe import Recipe
 
@@ -132,6 +133,9 @@ def test_retrieval_has_the_figures_of_the_peer(root, tmp_path):
     assert arrays["image_of_text"].tolist() == [own for own, _ in pairs]
     for way in ranks:
         assert arrays[f"credit/{way}_retrieval_recall@5"].tolist() == [r < 5 for r in ranks[way]]
+        assert arrays[f"rank/{way}_retrieval"].tolist() == ranks[way]
+    (pairing,) = compare([found], [found])
+    assert not [metric for metric in pairing.metrics if metric.interval is None]
     queries, rows = arrays["to_image/queries"], arrays["to_image/found"]
     np.testing.assert_array_equal(rows, np.argsort(-scores[queries], axis=1)[:, :5])
     queries, rows = arrays["to_text/queries"], arrays["to_text/found"]

@@ -85,12 +85,12 @@ KEYS = (*OF_EACH_KIND, "winoground", "sugar_crepe")
 
 
 KEPT = {
-    "2": {
+    "3": {
         "zero_shot": "class_names confidence credit group group_names keys labels picture_rows "
         "pictures top",
         "multilabel": "class_names keys ranks targets",
-        "retrieval": "captions credit image_of_text keys picture_rows pictures to_image/found "
-        "to_image/queries to_text/found to_text/queries",
+        "retrieval": "captions credit image_of_text keys picture_rows pictures rank "
+        "to_image/found to_image/queries to_text/found to_text/queries",
         "winogavil": "credit keys",
         "winoground": "credit keys",
         "sugarcrepe": "credit group group_names keys",
@@ -120,7 +120,7 @@ def test_figures_are_those_of_the_suite_whatever_the_kind(root, tmp_path):
     assert set(report.outcomes) == set(KEYS) and not report.failures
     kept: dict[str, set[str]] = {}
     for one in report.outcomes.values():
-        names = (re.sub(r"^(credit|group|group_names)/.*", r"\1", name) for name in one.arrays)
+        names = (re.sub(r"^(credit|group|group_names|rank)/.*", r"\1", name) for name in one.arrays)
         kept.setdefault(one.task, set()).update(names)
     assert {kind: " ".join(sorted(names)) for kind, names in kept.items()} == KEPT[PROGRAM]
     assert {name.split("/")[2] for name in found} == {*map(file_name, KEYS), "Average"}
