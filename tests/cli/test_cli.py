@@ -188,8 +188,14 @@ def test_one_evaluation_of_an_older_checkpoint_goes_to_a_folder_of_its_own(train
     newest = run / "checkpoints" / "4"
     assert eval_command.main([str(newest), "--evals", "unseen_images"]) == 0
     assert (run / "eval.json").read_text() == before
-    figures = json.loads((run / "eval" / "4" / "eval.json").read_text())
+    path = run / "eval" / "4" / "eval.json"
+    figures = json.loads(path.read_text())
     assert all(name.startswith("zero_shot/unseen_images/") for name in figures)
+    # Done again, it is not left out any more; those of others stay.
+    other = {"zero_shot/unseen_images_2/left_out": 1.0}
+    path.write_text(json.dumps({"zero_shot/unseen_images/left_out": 1.0, **other}))
+    assert eval_command.main([str(newest), "--evals", "unseen_images"]) == 0
+    assert json.loads(path.read_text()) == pytest.approx({**figures, **other})
 
 
 def test_what_cannot_be_evaluated_is_said(trained, tmp_path, capsys):
