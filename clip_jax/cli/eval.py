@@ -47,7 +47,9 @@ def main(argv: list[str]) -> None:
     left_out = any(name.endswith("/left_out") for name in figures)
     out.mkdir(parents=True, exist_ok=True)
     if options.evals and (out / "eval.json").exists():
-        figures = {**read_json(out / "eval.json"), **figures}  # The others stay as they were.
+        again = tuple(f"{evals[name].task}/{name}/" for name in options.evals)
+        before = read_json(out / "eval.json").items()
+        figures |= {name: value for name, value in before if not name.startswith(again)}
     write_figures(out / "eval.json", figures)
     console.print(table(figures))
     chosen = {name: evals[name] for name in options.evals or evals}

@@ -94,10 +94,13 @@ def _show(config: Any, console: Any) -> None:
 
     folder = pathlib.Path(config.run)
     pictures = plot_run(folder / "metrics.jsonl", folder / "plots")
+    figures = dict[str, float]()
     if (folder / "eval.json").exists():  # Absent if killed right after the last checkpoint.
-        console.print(table(read_json(folder / "eval.json")))
-    if config.evals:
+        figures = read_json(folder / "eval.json")
+        console.print(table(figures))
+    done = {n: e for n, e in config.evals.items() if f"{e.task}/{n}/left_out" not in figures}
+    if done:
         embedder = load(config.run, batch=config.eval_batch).embedder
-        pictures += draw_evals(config.evals, config.data, embedder, folder / "plots")
+        pictures += draw_evals(done, config.data, embedder, folder / "plots")
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)

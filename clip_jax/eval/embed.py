@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from jaxtyping import Float
 from clip_jax.data.sample import BadSampleError, Dataset, Sample, Source
 from clip_jax.eval.checks import require_finite
 from clip_jax.sharding.processes import gather_json
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,13 +47,18 @@ class Embedded:
         ]
         kept = [row for row, fault in enumerate(faults) if fault is None]
         messages = [f"sample {self.keys[row]!r}: {why}" for row, why in enumerate(faults) if why]
+        return dataclasses.replace(self.at(kept), skipped=(*self.skipped, *messages))
+
+    def at(self, rows: Sequence[int]) -> "Embedded":
+        """Some of the rows, in this order; `skipped` stays."""
         named = ("indices", "keys", "texts", "labels", "numbers")
-        return dataclasses.replace(
-            self,
-            images=self.images[kept],
-            **{name: tuple(getattr(self, name)[row] for row in kept) for name in named},
-            skipped=(*self.skipped, *messages),
-        )
+        words = {name: tuple(getattr(self, name)[row] for row in rows) for name in named}
+        return dataclasses.replace(self, images=self.images[list(rows)], **words)
+
+
+def message(fault: Exception) -> str:
+    """What is told of an error: some have no words."""
+    return str(fault) or type(fault).__name__
 
 
 def nothing_wrong(sample: Sample) -> None:
@@ -108,6 +115,32 @@ class Embedder:
     def everyone(self, value: Any) -> list[Any]:
         """The JSON-able `value` of each process that embeds with this one, in their order."""
         return [value] if self.rows is None else gather_json(value)
+
+    @property
+    def common_faults(self) -> tuple[type[Exception], ...]:
+        """Errors that all processes that embed together meet alike, so that all can go on alike.
+
+        An OSError is one process's own, unless it was read by `agreed`.
+        """
+        return (ValueError, OSError) if self.rows is None else (ValueError,)
+
+    def agreed(self, read: Callable[[], _T]) -> _T:
+        """What `read` gives; where processes embed together, all have it or none.
+
+        Raises:
+          ValueError: `read` raises ValueError or OSError in one of them; a lone process raises
+            what `read` does.
+        """
+        if self.rows is None:
+            return read()
+        found, fault = list[_T](), ""
+        try:
+            found.append(read())
+        except (ValueError, OSError) as error:
+            fault = message(error)
+        if faults := dict.fromkeys(filter(None, self.everyone(fault))):
+            raise ValueError("; ".join(faults))
+        return found[0]
 
     def images(self, items: Iterable[Any]) -> Float[np.ndarray, "n D"]:
         """Unit-norm float32 embeddings of pictures, in their order.
@@ -195,13 +228,16 @@ class Embedder:
     def _of_split(
         self, dataset: Dataset, split: str, check: Callable[[Sample], str | None]
     ) -> Embedded:
-        return self.source(dataset.open(split), check)
+        return self.source(self.agreed(lambda: dataset.open(split)), check)
 
     def _load(
         self, source: Source, index: int, check: Callable[[Sample], str | None]
     ) -> tuple[Sample, Any]:
         """A sample and its prepared picture; raises BadSampleError if it is of no use."""
-        sample = source[index]
+        try:
+            sample = source[index]
+        except (ValueError, OSError) as fault:
+            raise BadSampleError(f"sample {index}: {message(fault)}") from fault
         if wrong := check(sample):
             raise BadSampleError(f"sample {sample.key!r}: {wrong}")
         try:

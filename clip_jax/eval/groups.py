@@ -10,8 +10,9 @@ from clip_jax.data import DatasetConfig
 from clip_jax.data.sample import Dataset, Source
 from clip_jax.eval import metrics
 from clip_jax.eval.checks import require_every
-from clip_jax.eval.embed import Embedder
+from clip_jax.eval.embed import Embedded, Embedder
 from clip_jax.eval.fairness import by_group
+from clip_jax.eval.learned import Rows
 from clip_jax.eval.zero_shot import ZeroShot, require_placeholders
 
 
@@ -57,9 +58,10 @@ class ByGroups:
           ValueError: samples without their group's number, or with one that has no name; as
             `ZeroShot.run`.
         """
-        shot = ZeroShot(split=self.split, templates=self.templates, class_names=self.class_names)
-        dataset = _Numbered(dataset if self.data is None else self.data)
-        found, weights, labels = shot.embed(dataset, embedder)
+        dataset = dataset if self.data is None else self.data
+        found, weights, _ = self._shot.embed(dataset, embedder)
+        if not all(found.numbers):
+            found = _with_numbers(found, dataset, self.split, embedder)
         lacking = [
             key for key, n in zip(found.keys, found.numbers, strict=True) if not n[self.column :]
         ]
@@ -69,6 +71,7 @@ class ByGroups:
                 f"{self.column} that would tell their group; the first is {lacking[0]!r}"
             )
         group = np.array([numbers[self.column] for numbers in found.numbers], np.int64)
+        labels = np.array(found.labels, np.int64)
         right = metrics.class_ranks(found.images, weights, labels) < 1
         by = by_group(right, group, self.groups)
         yield "acc1", float(right.mean())
@@ -80,16 +83,42 @@ class ByGroups:
         if found.skipped:
             yield "skipped", float(len(found.skipped))
 
+    def names(self, dataset: Dataset) -> tuple[str, ...]:
+        """As `ZeroShot.names`."""
+        return self._shot.names(dataset)
+
+    @property
+    def _shot(self) -> ZeroShot:
+        return ZeroShot(split=self.split, templates=self.templates, class_names=self.class_names)
+
+
+def _with_numbers(found: Embedded, dataset: Dataset, split: str, embedder: Embedder) -> Embedded:
+    """The samples of `found` whose numbers can be read, with these.
+
+    They are read apart, so that the pictures are those of every other evaluation of this split,
+    and a number that is wrong changes no figure of theirs.
+    """
+    blind = dataclasses.replace(
+        embedder,
+        prepare=lambda image: np.zeros(1),
+        image_fn=lambda images: np.ones((embedder.batch, 1)),
+        progress=None,
+    )
+    beside = blind.split(_Numbered(dataset, np.array(found.indices)), split)
+    skipped = (*found.skipped, *beside.skipped)
+    return dataclasses.replace(found.at(beside.indices), numbers=beside.numbers, skipped=skipped)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Numbered:
-    """A data set whose samples come with their numbers, where reading these must be asked for."""
+    """Some samples with their numbers, also where reading these must be asked for."""
 
     dataset: Dataset
+    rows: np.ndarray
 
     def open(self, split: str) -> Source:
         source: Any = self.dataset.open(split)
-        return source.with_numbers() if hasattr(source, "with_numbers") else source
+        return Rows(source.with_numbers() if hasattr(source, "with_numbers") else source, self.rows)
 
     def class_names(self, split: str) -> tuple[str, ...]:
         return self.dataset.class_names(split)

@@ -131,7 +131,7 @@ def _embed(
     dataset: Dataset, embedder: Embedder, evaluation: LinearProbe | NearestNeighbours
 ) -> _Found:
     embedder = embedder if evaluation.projected else embedder.of_features
-    names = dataset.class_names(evaluation.split)
+    names = embedder.agreed(lambda: dataset.class_names(evaluation.split))
     few = _Few(dataset, evaluation.at_most)
     learned = embedder.split(few, evaluation.learn_from, without_label)
     tested = embedder.split(dataset, evaluation.split, without_label)
@@ -165,14 +165,16 @@ class _Few:
         source = self.dataset.open(split)
         if self.most is None or len(source) <= self.most:
             return source
-        return _Rows(source, np.linspace(0, len(source) - 1, self.most).astype(np.int64))
+        return Rows(source, np.linspace(0, len(source) - 1, self.most).astype(np.int64))
 
     def class_names(self, split: str) -> tuple[str, ...]:
         return self.dataset.class_names(split)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
+class Rows:
+    """Some samples of a source, in this order."""
+
     source: Source
     rows: np.ndarray
 

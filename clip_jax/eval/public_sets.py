@@ -8,7 +8,7 @@ from clip_jax.data.sample import Dataset
 from clip_jax.eval.by_key import first_layout, open_by_key
 from clip_jax.eval.cache import Memory
 from clip_jax.eval.checks import require_every
-from clip_jax.eval.embed import Embedder
+from clip_jax.eval.embed import Embedder, message
 from clip_jax.eval.measures import STANDARD
 from clip_jax.eval.once import Embeddings, Model, brief
 from clip_jax.eval.opened import Opened
@@ -114,19 +114,12 @@ class PublicSets:
 
     def _measure(self, key: str, embeddings: Embeddings) -> Outcome | None:
         """The outcome, or None where there can be none: no reason to end a run."""
-        warn = embeddings.warn
+        warn, embedder = embeddings.warn, embeddings.model.embedder
         try:
-            opened, fault = self._open(key, warn), ""
-        except (ValueError, OSError) as error:
-            opened, fault = None, str(error) or type(error).__name__
-        # Processes that embed together all leave it out, or none does.
-        faults = dict.fromkeys(filter(None, embeddings.model.embedder.everyone(fault)))
-        try:
-            if opened is None or faults:
-                raise ValueError("; ".join(faults))
+            opened = embedder.agreed(lambda: self._open(key, warn))
             found = STANDARD.of(opened)(opened, embeddings, warn)
-        except ValueError as error:
-            warn(f"{key}: left out: {error}")
+        except embedder.common_faults as fault:
+            warn(f"{key}: left out: {message(fault)}")
             return None
         if found.skipped:
             warn(f"{key}: {brief(found.skipped)}")

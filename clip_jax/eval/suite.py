@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from clip_jax.config import write_json
 from clip_jax.data.sample import Dataset, Source
-from clip_jax.eval.embed import Embedder
+from clip_jax.eval.embed import Embedder, message
 from clip_jax.eval.groups import ByGroups
 from clip_jax.eval.learned import LinearProbe, NearestNeighbours
 from clip_jax.eval.public_sets import PublicSets
@@ -58,8 +58,11 @@ def opened_by(evaluation: EvalConfig, dataset: Dataset) -> Iterator[tuple[str, S
     if isinstance(evaluation, PublicSets):
         yield from ((one.task.key, one.source, one.words) for one in evaluation.open())
         return
+    dataset = evaluation.data or dataset
     for split in splits_of(evaluation):
-        yield f"split {split}", (evaluation.data or dataset).open(split), None
+        yield f"split {split}", dataset.open(split), None
+    if isinstance(evaluation, ZeroShot | ByGroups):
+        evaluation.names(dataset)
 
 
 def open_evals(
@@ -117,11 +120,26 @@ def run_evals(
         wrong = ", ".join(_with_nearest(name, evals) for name in unknown)
         raise ValueError(f"no such evaluation: {wrong}; there are {sorted(evals)}")
     embedder = remembering(embedder)
-    return {
-        f"{evals[name].task}/{name}/{metric}": float(value)
-        for name in names
-        for metric, value in evals[name].run(dataset, embedder)
-    }
+    found = (_figures(name, evals[name], dataset, embedder) for name in names)
+    return {name: value for figures in found for name, value in figures.items()}
+
+
+def evals_in_turn(
+    evals: Mapping[str, Evaluator], dataset: Dataset, embedder: Embedder, names: Sequence[str]
+) -> Iterator[dict[str, float]]:
+    """As `run_evals`, for a run that must go on: the figures of each, as soon as it is done.
+
+    An evaluation that its data or the model's numbers do not let end is told to the embedder's
+    `warn`, and `left_out` is its only figure. Any other error is raised.
+    """
+    embedder = remembering(embedder)
+    for name in names:
+        try:
+            found = _figures(name, evals[name], dataset, embedder)
+        except embedder.common_faults as fault:
+            embedder.warn(f"evals.{name}: left out: {message(fault)}")
+            found = {f"{evals[name].task}/{name}/left_out": 1.0}
+        yield found
 
 
 def write_figures(path: str | os.PathLike[str], figures: Mapping[str, float]) -> None:
@@ -134,6 +152,13 @@ def write_figures(path: str | os.PathLike[str], figures: Mapping[str, float]) ->
     if bad := sorted(name for name, value in figures.items() if not math.isfinite(value)):
         raise ValueError(f"{path} is not written: {', '.join(bad)} not finite")
     write_json(path, {name: float(figures[name]) for name in sorted(figures)})
+
+
+def _figures(
+    name: str, evaluation: Evaluator, dataset: Dataset, embedder: Embedder
+) -> dict[str, float]:
+    found = evaluation.run(dataset, embedder)
+    return {f"{evaluation.task}/{name}/{metric}": float(value) for metric, value in found}
 
 
 def _with_nearest(name: str, known: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ class ZeroShot:
           ValueError: as `run`.
         """
         dataset = dataset if self.data is None else self.data
-        names = self.names(dataset)
+        names = embedder.agreed(lambda: self.names(dataset))
         found = embedder.split(dataset, self.split, without_label)
         labels = np.asarray(found.labels, np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))

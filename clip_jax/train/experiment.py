@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from clip_jax.data.pipeline import train_batches
 from clip_jax.data.position import join
 from clip_jax.data.sample import Source
 from clip_jax.eval.encoders import Encoders
-from clip_jax.eval.suite import open_evals, run_evals, write_figures
+from clip_jax.eval.suite import evals_in_turn, open_evals, write_figures
 from clip_jax.sharding.chips import peak_flops
 from clip_jax.sharding.mesh import build_mesh
 from clip_jax.sharding.place import batch_parts, check_batch, place_batch
@@ -324,8 +324,8 @@ def _feed(config: TrainConfig, parts: Assembled, course: _Course, position: Any)
 
 def evaluator(
     config: TrainConfig, parts: Assembled, warn: Callable[[str], None]
-) -> Callable[[Any, Sequence[str]], Mapping[str, float]]:
-    """`(params, names) -> figures` of some of the run's evaluations, on the run's mesh."""
+) -> Callable[[Any, Sequence[str]], Iterator[dict[str, float]]]:
+    """`(params, names) -> figures` of each of these evaluations of the run, on its mesh."""
 
     def on_mesh(rows: Any) -> jax.Array:
         return place_batch({"rows": rows}, parts.batch_sharding)["rows"]
@@ -337,8 +337,8 @@ def evaluator(
     whole = NamedSharding(parts.mesh, PartitionSpec())
     encoders = Encoders(parts.model, config.recipe, on_mesh, whole)
 
-    def evaluate(params: Any, names: Sequence[str]) -> Mapping[str, float]:
+    def evaluate(params: Any, names: Sequence[str]) -> Iterator[dict[str, float]]:
         embedder = encoders.bind(params, config.tokenizer, config.eval_batch, rows=rows, warn=warn)
-        return run_evals(config.evals, config.data, embedder, names)
+        return evals_in_turn(config.evals, config.data, embedder, names)
 
     return evaluate

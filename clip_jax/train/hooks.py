@@ -1,7 +1,7 @@
 """Hooks that evaluate and save; logging is in `train/log`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.checkpoint.store import Store
@@ -19,14 +19,16 @@ class EvalHook:
     def __init__(
         self,
         every: Mapping[str, int | None],
-        evaluate: Callable[[Any, Sequence[str]], Mapping[str, float]],
+        evaluate: Callable[[Any, Sequence[str]], Iterable[Mapping[str, float]]],
         *,
         end: int,
         found: dict[int, dict[str, float]],
         figures: Figures,
         stopwatch: Stopwatch,
     ):
-        """`evaluate(params, names)` gives figures; they also go to `found` under their step.
+        """`evaluate(params, names)` gives figures, evaluation by evaluation.
+
+        They also go to `found` under their step; what came before an error is kept.
 
         Each evaluation is due after so many steps, and all are after step `end`. Those that are
         due together run together: what they share is embedded once.
@@ -40,10 +42,15 @@ class EvalHook:
         due = [n for n, steps in self._each.items() if done == self._end or _due(done, steps)]
         if not due:
             return
-        with self._stopwatch.pause():
-            new = dict(self._evaluate(state.used, due))
-        self._found.setdefault(done, {}).update(new)
-        self._figures.write(done, new)
+        new = dict[str, float]()
+        try:
+            with self._stopwatch.pause():
+                for figures in self._evaluate(state.used, due):
+                    new.update(figures)
+        finally:
+            if new:
+                self._found.setdefault(done, {}).update(new)
+                self._figures.write(done, new)
 
 
 class SaveHook:

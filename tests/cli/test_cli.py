@@ -1,16 +1,21 @@
+import dataclasses
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from clip_jax import cli
 from clip_jax.cli import eval as eval_command
 from clip_jax.cli import process
 from clip_jax.cli import train as train_command
+from clip_jax.data import Folder
+from clip_jax.eval.retrieval import Retrieval
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = '''
@@ -182,14 +187,35 @@ def test_evaluating_writes_the_figures_that_the_readme_names(trained, tmp_path):
         assert trained_figures[name] == pytest.approx(value, abs=0.02), name
 
 
+def test_pictures_of_what_was_left_out_are_not_drawn(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    gone = Retrieval(split="test", data=Folder(root=str(tmp_path / "gone")))
+    figures = json.loads((run / "eval.json").read_text()) | {"retrieval/gone/left_out": 1.0}
+    (run / "eval.json").write_text(json.dumps(figures))
+    evals = {"gone": gone, **finished.evals}
+    with (tmp_path / "log").open("w") as log:
+        config = dataclasses.replace(finished, run=str(run), evals=evals)
+        train_command._show(config, Console(file=log))
+    drawn = {path.name for path in (run / "plots").iterdir()}
+    assert "test_text_to_image.png" in drawn and not any("gone" in name for name in drawn)
+    assert "retrieval/gone" in (tmp_path / "log").read_text()
+
+
 def test_one_evaluation_of_an_older_checkpoint_goes_to_a_folder_of_its_own(trained, tmp_path):
     run = trained[0]
     before = (run / "eval.json").read_text()
     newest = run / "checkpoints" / "4"
     assert eval_command.main([str(newest), "--evals", "unseen_images"]) == 0
     assert (run / "eval.json").read_text() == before
-    figures = json.loads((run / "eval" / "4" / "eval.json").read_text())
+    path = run / "eval" / "4" / "eval.json"
+    figures = json.loads(path.read_text())
     assert all(name.startswith("zero_shot/unseen_images/") for name in figures)
+    # Done again, it is not left out any more; those of others stay.
+    other = {"zero_shot/unseen_images_2/left_out": 1.0}
+    path.write_text(json.dumps({"zero_shot/unseen_images/left_out": 1.0, **other}))
+    assert eval_command.main([str(newest), "--evals", "unseen_images"]) == 0
+    assert json.loads(path.read_text()) == pytest.approx({**figures, **other})
 
 
 def test_what_cannot_be_evaluated_is_said(trained, tmp_path, capsys):

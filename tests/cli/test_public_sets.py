@@ -117,7 +117,7 @@ def test_figures_do_not_depend_on_the_mesh(run, devices, rules):
     params, said = load(run.run).params, []
     where = param_shardings(params, logical_axes(params), rules, mesh)
     evaluate = evaluator(config, assemble_run(config, mesh), said.append)
-    found = evaluate(jax.device_put(params, where), ["all"])
+    (found,) = evaluate(jax.device_put(params, where), ["all"])
     figures = read_json(pathlib.Path(run.run) / "eval.json")
     wanted = {name: value for name, value in figures.items() if name.startswith("public/all/")}
     assert found == pytest.approx(wanted, abs=1e-6)

@@ -1,11 +1,14 @@
 """A model small enough to check by hand: colours and colour words, seen as RGB."""
 
 import dataclasses
+import json
+import threading
 
 import numpy as np
 import pytest
 
 from clip_jax.data.sample import BadSampleError, Sample
+from clip_jax.eval import embed as embed_module
 from clip_jax.eval.embed import Embedder
 
 COLOURS = {
@@ -93,3 +96,61 @@ def toy():
             return Embedder(**fields | changes)
 
     return Toy
+
+
+class Pair:
+    """Two processes as threads, which exchange what they would send each other."""
+
+    def __init__(self):
+        self.barrier, self.values = threading.Barrier(2, timeout=30), [None, None]
+        self.own = threading.local()
+
+    def exchange(self, value):
+        self.barrier.wait()
+        self.values[self.own.number] = value
+        self.barrier.wait()
+        return list(self.values)
+
+    def shared(self, function, rows):
+        def call(block):
+            parts = self.exchange(np.asarray(function(block)))
+            whole = np.zeros((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+            for own, part in zip(rows, parts, strict=True):
+                whole[list(own)] = part
+            return whole
+
+        return call
+
+    def __call__(self, embedder, work):
+        rows = [tuple(range(first, embedder.batch, 2)) for first in range(2)]
+        ends = [None, None]
+        made = dataclasses.replace(
+            embedder,
+            image_fn=self.shared(embedder.image_fn, rows),
+            text_fn=self.shared(embedder.text_fn, rows),
+        )
+
+        def process(number):
+            self.own.number = number
+            try:
+                ends[number] = work(number, dataclasses.replace(made, rows=rows[number]))
+            except Exception as error:
+                ends[number] = error
+                self.barrier.abort()  # The other need not wait for this one.
+
+        threads = [threading.Thread(target=process, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return ends
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """`pair(embedder, work)`: what `work(number, embedder)` gives, or raises, in each of two."""
+    made = Pair()
+    monkeypatch.setattr(
+        embed_module, "gather_json", lambda value: made.exchange(json.loads(json.dumps(value)))
+    )
+    return made

@@ -151,6 +151,59 @@ def test_numbers_are_asked_for_where_a_source_must_be_asked(dataset, toy):
     assert dict(evaluation.run(asked, toy.embedder())) == expected
 
 
+def test_groups_take_the_pictures_of_other_evaluations(dataset, toy):
+    """Whatever comes first; and a number that is wrong changes no figure of theirs."""
+    samples = dataset.splits["test"]
+    right = [f"numbers of {s.key}" if row == 4 else s for row, s in enumerate(samples)]
+
+    class Asked(type(dataset)):
+        def open(self, split):
+            source = toy.entries([dataclasses.replace(s, numbers=()) for s in samples])
+            source.with_numbers = lambda: toy.entries(right)
+            return source
+
+    calls, told = [], []
+    plain = toy.embedder()
+    counting = toy.embedder(
+        image_fn=lambda images: calls.append(1) or plain.image_fn(images), warn=told.append
+    )
+    asked = Asked(dataset.splits, dataset.names)
+    evals = {
+        "names": ZeroShot(split="test"),
+        "groups": ByGroups(split="test", groups=("a", "b"), column=1),
+        "other": ByGroups(split="test", groups=tuple("abcdefghi")),
+    }
+    alone = {}
+    for name, evaluation in evals.items():
+        alone |= run_evals({name: evaluation}, asked, toy.embedder(warn=[].append))
+    for names in (list(evals), list(reversed(evals))):
+        calls.clear(), told.clear()
+        assert run_evals(evals, asked, counting, names) == alone
+        assert len(calls) == -(-TEST // plain.batch)
+        assert set(told) == {f"split 'test': 1 left out: {right[4]}"}
+    assert "zero_shot/names/skipped" not in alone and alone["fairness/groups/skipped"] == 1
+    kept = [sample for row, sample in enumerate(samples) if row != 4]
+    without = toy.dataset({"test": kept}, dataset.names)
+    expected = run_evals({"groups": evals["groups"]}, without, toy.embedder())
+    assert {n: v for n, v in alone.items() if n in expected} == expected
+
+
+def test_processes_together_read_the_numbers_of_all(dataset, toy, pair):
+    class Asked(type(dataset)):
+        def open(self, split):
+            bare = [dataclasses.replace(s, numbers=()) for s in self.splits[split]]
+            source = toy.entries(bare)
+            source.with_numbers = lambda: toy.entries(["torn", *self.splits[split][1:]])
+            return source
+
+    asked = Asked(dataset.splits, dataset.names)
+    evaluation = ByGroups(split="test", groups=("a", "b"), column=1)
+    alone = dict(evaluation.run(asked, toy.embedder(warn=[].append)))
+    found = pair(toy.embedder(warn=[].append), lambda _, one: dict(evaluation.run(asked, one)))
+    assert found == [pytest.approx(alone, abs=1e-6)] * 2
+    assert alone["skipped"] == 1
+
+
 def test_flat_names_and_configs(dataset, embedder):
     some = {name: EVALS[name] for name in ("probe", "near")}
     names = set(run_evals(some, dataset, embedder))

@@ -7,7 +7,6 @@ import pathlib
 import re
 import runpy
 import shutil
-import threading
 import types
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 
 from clip_jax.config import from_data, to_data
 from clip_jax.data import Digits
-from clip_jax.eval import embed as embed_module
 from clip_jax.eval.outcome import file_name
 from clip_jax.eval.public_sets import PublicSets
 from clip_jax.eval.run_suite import PROGRAM
@@ -259,71 +257,30 @@ def test_what_is_opened_is_named_and_marked_by_its_words(root, tmp_path):
     assert words(("the {c}.", "{c}")) != opened["vtab/pets"][1]
 
 
-class Together:
-    """Two processes as threads, which exchange what they would send each other."""
+def together(pair, evaluations):
+    """What each of two processes finds, and what it is told."""
 
-    def __init__(self, batch):
-        self.rows = [tuple(range(0, batch, 2)), tuple(range(1, batch, 2))]
-        self.barrier, self.values = threading.Barrier(2, timeout=30), [None, None]
-        self.numbers = threading.local()
+    def work(number, one):
+        said = []
+        own = dataclasses.replace(one, warn=said.append)
+        return run_evals({"all": evaluations[number]}, UNUSED, own), said
 
-    def exchange(self, value):
-        self.barrier.wait()
-        self.values[self.numbers.own] = value
-        self.barrier.wait()
-        return list(self.values)
-
-    def shared(self, function):
-        def call(rows):
-            parts = self.exchange(np.asarray(function(rows)))
-            whole = np.zeros((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
-            for rows, part in zip(self.rows, parts, strict=True):
-                whole[list(rows)] = part
-            return whole
-
-        return call
-
-    def run(self, evaluations):
-        """What each finds, and what it is told."""
-        found, said = [None, None], [[], []]
-
-        def work(number):
-            self.numbers.own = number
-            one = embedder(rows=self.rows[number], warn=said[number].append)
-            one = dataclasses.replace(
-                one, image_fn=self.shared(one.image_fn), text_fn=self.shared(one.text_fn)
-            )
-            found[number] = run_evals({"all": evaluations[number]}, UNUSED, one)
-
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return found, said
+    return zip(*pair(embedder(), work), strict=True)
 
 
-def test_processes_together_find_what_one_finds(root, monkeypatch):
-    pair = Together(batch=4)
-    monkeypatch.setattr(
-        embed_module, "gather_json", lambda v: pair.exchange(json.loads(json.dumps(v)))
-    )
+def test_processes_together_find_what_one_finds(root, pair):
     evaluation = PublicSets(sets=KEYS, root=str(root))
     alone = figures(evaluation, warn=[].append)
-    found, said = pair.run([evaluation, evaluation])
+    found, said = together(pair, [evaluation, evaluation])
     assert found[0] == found[1] == pytest.approx(alone, abs=1e-6)
     assert said[0] == said[1] and any("vtab/pets: 1 left out" in line for line in said[0])
 
 
-def test_what_one_process_cannot_open_all_leave_out(root, tmp_path, monkeypatch):
+def test_what_one_process_cannot_open_all_leave_out(root, tmp_path, pair):
     shutil.copytree(root / "sugar_crepe", tmp_path / "sugar_crepe")
-    pair = Together(batch=4)
-    monkeypatch.setattr(
-        embed_module, "gather_json", lambda v: pair.exchange(json.loads(json.dumps(v)))
-    )
     roots = (str(root), str(tmp_path))
-    found, said = pair.run(
-        [PublicSets(sets=("winoground", "sugar_crepe"), root=where) for where in roots]
+    found, said = together(
+        pair, [PublicSets(sets=("winoground", "sugar_crepe"), root=where) for where in roots]
     )
     assert found[0] == found[1]
     assert found[0]["public/all/left_out"] == 1

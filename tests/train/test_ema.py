@@ -22,9 +22,6 @@ from clip_jax.sharding.rules import FSDP
 from clip_jax.train.assemble import assemble
 from clip_jax.train.begin import begin_params
 from clip_jax.train.experiment import train
-from clip_jax.train.hooks import EvalHook
-from clip_jax.train.log import Figures, Stopwatch
-from clip_jax.train.state import State
 from clip_jax.train.step import averaged
 
 DECAY = 0.15  # Above (1 + step) / (10 + step) at first, then below.
@@ -117,36 +114,6 @@ def test_the_average_of_known_numbers():
         wanted = share * wanted + (1 - share) * value
         found = update(found, jnp.float32(value), decay, jnp.int32(step))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-
-
-@pytest.mark.parametrize("ema, used", [("average", "average"), (None, "newest")])
-def test_evaluations_see_the_average_where_there_is_one(ema, used, tmp_path):
-    seen, found, figures = [], {}, Figures(tmp_path, 0)
-
-    def evaluate(params, names):
-        seen.append((params, names))
-        return {name: 1.0 for name in names}
-
-    every = {"often": 2, "last": None, "seldom": 6}
-    common = {"found": found, "figures": figures, "stopwatch": Stopwatch()}
-    hook = EvalHook(every, evaluate, end=9, **common)
-    assert hook.every == 2
-    for done in (2, 6, 9):
-        hook(done, State(done, "newest", None, ema), {})
-    figures.close()
-    due = {2: ["often"], 6: ["often", "seldom"], 9: ["often", "last", "seldom"]}
-    assert seen == [(used, names) for names in due.values()]
-    assert found == {done: dict.fromkeys(names, 1.0) for done, names in due.items()}
-
-
-def test_steps_at_which_no_evaluation_is_due_run_none(tmp_path):
-    figures = Figures(tmp_path, 0)
-    common = {"end": 9, "found": {}, "figures": figures, "stopwatch": Stopwatch()}
-    hook = EvalHook({"a": 4, "b": 6}, pytest.fail, **common)
-    assert hook.every == 2
-    hook(2, State(2, "newest", None, None), {})
-    figures.close()
-    assert EvalHook({"a": None}, pytest.fail, **common).every == 0
 
 
 def test_the_average_lies_where_the_parameters_lie(tiny):
