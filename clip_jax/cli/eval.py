@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     from clip_jax.config import read_json
     from clip_jax.eval.remember import remembering
     from clip_jax.eval.report import draw_evals, table
-    from clip_jax.eval.suite import run_evals, write_figures
+    from clip_jax.eval.suite import done, run_evals, write_figures
 
     console = Console(file=sys.stdout)
     checkpoint = checkpoint_folder(options.model)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     write_figures(out / "eval.json", figures)
     console.print(table(figures))
     chosen = {name: evals[name] for name in options.evals or evals}
-    drawn = draw_evals(chosen, dataset, embedder, out / "plots")
+    drawn = draw_evals(done(chosen, figures), dataset, embedder, out / "plots")
     for path in [out / "eval.json", *drawn]:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
     if left_out:  # What was told above must not pass for done.

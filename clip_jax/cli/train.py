@@ -90,6 +90,7 @@ def _show(config: Any, console: Any) -> None:
     from clip_jax.api import load
     from clip_jax.config import read_json
     from clip_jax.eval.report import draw_evals, table
+    from clip_jax.eval.suite import done
     from clip_jax.train.plots import plot_run
 
     folder = pathlib.Path(config.run)
@@ -98,9 +99,8 @@ def _show(config: Any, console: Any) -> None:
     if (folder / "eval.json").exists():  # Absent if killed right after the last checkpoint.
         figures = read_json(folder / "eval.json")
         console.print(table(figures))
-    done = {n: e for n, e in config.evals.items() if f"{e.task}/{n}/left_out" not in figures}
-    if done:
+    if measured := done(config.evals, figures):
         embedder = load(config.run, batch=config.eval_batch).embedder
-        pictures += draw_evals(done, config.data, embedder, folder / "plots")
+        pictures += draw_evals(measured, config.data, embedder, folder / "plots")
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 import difflib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 from clip_jax.config import write_json
@@ -104,7 +104,8 @@ def run_evals(
 ) -> dict[str, float]:
     """Figures under flat names, `<task>/<name>/<metric>`.
 
-    What several of them read is embedded once.
+    What several of them read is embedded once. An evaluation that its data or the model's numbers
+    do not let end is told to the embedder's `warn`, and `left_out` is its only figure.
 
     Args:
       evals: by the name they get in the figures.
@@ -113,33 +114,53 @@ def run_evals(
       only: names of the evaluations to run, in this order; all if None.
 
     Raises:
-      ValueError: names in `only` that are not in `evals`; what an evaluation raises.
+      ValueError: names in `only` that are not in `evals`; no evaluation could be done.
+      Exception: an error of the program.
     """
     names = list(evals if only is None else dict.fromkeys(only))
     if unknown := [name for name in names if name not in evals]:
         wrong = ", ".join(_with_nearest(name, evals) for name in unknown)
         raise ValueError(f"no such evaluation: {wrong}; there are {sorted(evals)}")
-    embedder = remembering(embedder)
-    found = (_figures(name, evals[name], dataset, embedder) for name in names)
-    return {name: value for figures in found for name, value in figures.items()}
+    faults = list[str]()
+    turns = evals_in_turn(evals, dataset, embedder, names, faults.append)
+    found = {name: value for figures in turns for name, value in figures.items()}
+    if names and len(faults) == len(names):
+        raise ValueError("; ".join(faults))
+    for fault in faults:
+        embedder.warn(fault)
+    return found
 
 
 def evals_in_turn(
-    evals: Mapping[str, Evaluator], dataset: Dataset, embedder: Embedder, names: Sequence[str]
+    evals: Mapping[str, Evaluator],
+    dataset: Dataset,
+    embedder: Embedder,
+    names: Sequence[str],
+    warn: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """As `run_evals`, for a run that must go on: the figures of each, as soon as it is done.
+    """As `run_evals`, but the figures of each as soon as it is done, and even if none can be.
 
-    An evaluation that its data or the model's numbers do not let end is told to the embedder's
-    `warn`, and `left_out` is its only figure. Any other error is raised.
+    Args:
+      warn: in place of the embedder's.
     """
-    embedder = remembering(embedder)
+    embedder, warn = remembering(embedder), warn or embedder.warn
     for name in names:
         try:
             found = _figures(name, evals[name], dataset, embedder)
         except embedder.common_faults as fault:
-            embedder.warn(f"evals.{name}: left out: {message(fault)}")
-            found = {f"{evals[name].task}/{name}/left_out": 1.0}
+            warn(f"evals.{name}: left out: {message(fault)}")
+            found = {_left_out(name, evals[name]): 1.0}
         yield found
+
+
+def done(evals: Mapping[str, EvalConfig], figures: Mapping[str, float]) -> dict[str, EvalConfig]:
+    """The evaluations that are not left out of these figures."""
+    found = dict[str, EvalConfig]()
+    for name, one in evals.items():
+        own = {figure for figure in figures if figure.startswith(f"{one.task}/{name}/")}
+        if own != {_left_out(name, one)}:
+            found[name] = one
+    return found
 
 
 def write_figures(path: str | os.PathLike[str], figures: Mapping[str, float]) -> None:
@@ -152,6 +173,10 @@ def write_figures(path: str | os.PathLike[str], figures: Mapping[str, float]) ->
     if bad := sorted(name for name, value in figures.items() if not math.isfinite(value)):
         raise ValueError(f"{path} is not written: {', '.join(bad)} not finite")
     write_json(path, {name: float(figures[name]) for name in sorted(figures)})
+
+
+def _left_out(name: str, evaluation: Evaluator) -> str:
+    return f"{evaluation.task}/{name}/left_out"
 
 
 def _figures(

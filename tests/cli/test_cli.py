@@ -14,6 +14,7 @@ from clip_jax import cli
 from clip_jax.cli import eval as eval_command
 from clip_jax.cli import process
 from clip_jax.cli import train as train_command
+from clip_jax.config import to_data
 from clip_jax.data import Folder
 from clip_jax.eval.retrieval import Retrieval
 
@@ -200,6 +201,29 @@ def test_pictures_of_what_was_left_out_are_not_drawn(finished, tmp_path):
     drawn = {path.name for path in (run / "plots").iterdir()}
     assert "test_text_to_image.png" in drawn and not any("gone" in name for name in drawn)
     assert "retrieval/gone" in (tmp_path / "log").read_text()
+
+
+def test_an_evaluation_that_cannot_be_done_costs_the_others_nothing(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0] / "checkpoints" / "4", run / "checkpoints" / "4")
+    saved = run / "checkpoints" / "4" / "config" / "metadata"
+    config = json.loads(saved.read_text())
+    gone = Retrieval(split="test", data=Folder(root=str(tmp_path / "gone")))
+    config["evals"] = {"gone": to_data(gone), **config["evals"]}
+    saved.write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as ended:
+        eval_command.main([str(run)])
+    assert ended.value.code == 3
+    said = capsys.readouterr().out
+    assert f"evals.gone: left out: {tmp_path / 'gone'}" in said
+    figures = json.loads((run / "eval.json").read_text())
+    assert figures.pop("retrieval/gone/left_out") == 1.0
+    assert figures == pytest.approx(json.loads((trained[0] / "eval.json").read_text()), abs=0.02)
+    assert not any("gone" in path.name for path in (run / "plots").iterdir())
+    (run / "eval.json").unlink()
+    assert eval_command.main([str(run), "--evals", "gone"]) == 1
+    assert f"evals.gone: left out: {tmp_path / 'gone'}" in capsys.readouterr().err
+    assert not (run / "eval.json").exists()
 
 
 def test_one_evaluation_of_an_older_checkpoint_goes_to_a_folder_of_its_own(trained, tmp_path):

@@ -10,6 +10,7 @@ from clip_jax.eval.groups import ByGroups
 from clip_jax.eval.retrieval import Retrieval
 from clip_jax.eval.suite import (
     Evaluator,
+    done,
     evals_in_turn,
     open_evals,
     run_evals,
@@ -118,12 +119,18 @@ def test_what_fails_in_a_run_is_told_and_counted_and_the_others_are_measured(toy
     good = {name: EVALS[name] for name in ("colours", "some")}
     assert merged([found[1], found[4]]) == run_evals(good, dataset, toy.embedder())
     with pytest.raises(ValueError) as fault:
-        run_evals({"blank": FAILING["blank"]}, faulty(toy, dataset), toy.embedder())
-    assert said == [
-        f"evals.lost: left out: {LOST}",
-        "evals.odd: left out: ConnectionError",
-        f"evals.blank: left out: {fault.value}",
-    ]
+        run_evals(FAILING, faulty(toy, dataset), toy.embedder(), ["lost", "blank", "odd"])
+    lost, odd, blank = said
+    assert lost == f"evals.lost: left out: {LOST}"
+    assert odd == "evals.odd: left out: ConnectionError"
+    assert blank.startswith("evals.blank: left out: split 'blank' holds no usable sample")
+    assert str(fault.value) == "; ".join((lost, blank, odd))
+    again = list[str]()
+    told = toy.embedder(warn=again.append)
+    assert run_evals(FAILING, faulty(toy, dataset), told) == merged(found)
+    assert again == said
+    assert done(FAILING, merged(found)) == {name: FAILING[name] for name in ("colours", "some")}
+    assert done(FAILING, {}) == FAILING
 
 
 def test_a_model_that_gives_no_numbers_does_not_end_a_run(toy, dataset):
