@@ -14,12 +14,15 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import contextlib
 import dataclasses
 import functools
 import gc
 import inspect
 import math
 import pathlib
+import random
+import socket
 import tempfile
 
 import jax
@@ -207,3 +210,17 @@ def finished(experiment, tmp_path_factory):
     with (folder / "log").open("w") as log:
         train(config, Console(file=log))
     return config
+
+
+@pytest.fixture(scope="session")
+def ports():
+    """Free ones, no two of a session equal, from below those that the system gives to others."""
+    untried = random.Random(os.getpid()).sample(range(20_000, 32_000), 12_000)
+
+    def free():
+        while True:
+            port = untried.pop()
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
+
+    return free

@@ -32,7 +32,7 @@ class Packing:
     def rows(self, captions: int, needed: int = 1) -> int:
         """Rows for so many captions, the first room of `needed` or more (at most one each)."""
         rows = math.ceil(captions * self.tokens_per_caption / self.row)
-        while rows < needed:
+        while rows < min(needed, captions):
             rows = min(captions, math.ceil(rows * 1.25))
         return rows
 

@@ -120,7 +120,8 @@ class _Fetcher:
         self._recent: deque[tuple[int, ...]] = deque(maxlen=_RECENT)
         self._near: dict[int, None] = {}
         self._queue: deque[int] = deque()
-        self._busy: set[int] = set()
+        self._busy: dict[int, threading.Thread] = {}
+        """Who fetches what."""
         self._failed: dict[int, Exception] = {}
         self._list = -1
         """The handle of this process's file of names."""
@@ -160,7 +161,7 @@ class _Fetcher:
                     raise _again(fault)
                 if path.exists():
                     return path
-                self._busy.add(number)
+                self._busy[number] = threading.current_thread()
             self._get(number, wait=True)
         return path
 
@@ -170,11 +171,15 @@ class _Fetcher:
             self._near = {}
             self._queue.clear()
             self._changed.notify_all()
-        end = time.monotonic() + _PATIENCE_S
+        # Readers fetch, too: nobody may write to a folder that is deleted. But whoever collects
+        # garbage closes what he finds there, and may himself be one of those that are waited for.
+        end, own = time.monotonic() + _PATIENCE_S, threading.current_thread()
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        with self._changed:  # Readers fetch, too: nobody may write to a folder that is deleted.
-            self._changed.wait_for(lambda: not self._busy, max(0.0, end - time.monotonic()))
+            if thread is not own:
+                thread.join(max(0.0, end - time.monotonic()))
+        with self._changed:
+            rest = max(0.0, end - time.monotonic())
+            self._changed.wait_for(lambda: not {*self._busy.values()} - {own}, rest)
         if self._list >= 0:
             fcntl.flock(self._list, fcntl.LOCK_UN)  # A forked process may have a copy of it.
             os.close(self._list)
@@ -242,7 +247,7 @@ class _Fetcher:
                 number = self._queue.popleft()
                 if number in self._busy or number in self._failed:
                     continue  # A reader was faster.
-                self._busy.add(number)
+                self._busy[number] = threading.current_thread()
             self._get(number, wait=False)
 
     def _get(self, number: int, *, wait: bool) -> None:
@@ -265,7 +270,7 @@ class _Fetcher:
             fault = error
         finally:
             with self._changed:
-                self._busy.discard(number)
+                self._busy.pop(number, None)
                 if fault is not None and number in self._near:
                     self._failed[number] = fault
                 self._changed.notify_all()

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 
@@ -65,15 +66,34 @@ def _alive(path: pathlib.Path) -> bool:
         os.close(handle)
 
 
+class _Held(threading.local):
+    """Folders that this thread is alone in."""
+
+    def __init__(self):
+        self.folders: list[pathlib.Path] = []
+
+
+_held = _Held()
+
+
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-    """Folders in this one are made and deleted by one process at a time."""
+    """Folders in this one are made and deleted by one thread of one process at a time.
+
+    A thread that is here already goes on: a cache may be collected as garbage amid another's work.
+    """
+    if folder in _held.folders:
+        yield
+        return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        _held.folders.append(folder)
         yield
     finally:
+        if folder in _held.folders:
+            _held.folders.remove(folder)
         fcntl.flock(handle, fcntl.LOCK_UN)  # A forked process may have a copy of the handle.
         os.close(handle)
 

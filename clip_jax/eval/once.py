@@ -53,6 +53,9 @@ class Embeddings:
         marks = _short(self.model.weights, self.model.preprocessing), _short(digest)
         name = "-".join(("features" if features else "images", *marks))
         found = self.cache.read(name)
+        # Where processes embed together all have them, or all embed, wherever files lie on each.
+        if not all(self.model.embedder.everyone(found is not None)):
+            found = None
         if found is None:
             embedder = self.model.embedder.of_features if features else self.model.embedder
             pictures = embedder.source(source)

@@ -38,15 +38,26 @@ class Remembering(Embedder):
           check: asked of what lies beside a picture, the picture itself being gone.
         """
         asked = (dataset, split, check)
-        return _known(self._given, asked, lambda: super(Remembering, self).split(*asked))
+        return self._known(self._given, asked, lambda: super(Remembering, self).split(*asked))
 
     def _of_split(
         self, dataset: Dataset, split: str, check: Callable[[Sample], str | None]
     ) -> Embedded:
         # One reader asks for labels, the next for captions: mostly of the same pictures.
         read = super()._of_split
-        found = _known(self._splits, (dataset, split), lambda: read(dataset, split, nothing_wrong))
-        return found.passing(check)
+        asked = dataset, split
+        return self._known(self._splits, asked, lambda: read(*asked, nothing_wrong)).passing(check)
+
+    def _known(
+        self, found: list[tuple[Any, Embedded]], asked: Any, make: Callable[[], Embedded]
+    ) -> Embedded:
+        # Data sets can be compared, but not all of them hashed.
+        known = [one for before, one in found if before == asked]
+        # Where processes embed together all know it, or all embed: paths may be equal on one alone.
+        if not all(self.everyone(bool(known))):
+            known = [make()]
+            found.append((asked, known[0]))
+        return known[0]
 
     def texts(self, texts: list[str]) -> Float[np.ndarray, "n D"]:
         """As `Embedder.texts`."""
@@ -65,12 +76,3 @@ def remembering(embedder: Embedder) -> Remembering:
         return embedder
     fields = [field.name for field in dataclasses.fields(Embedder)]
     return Remembering(**{name: getattr(embedder, name) for name in fields})
-
-
-def _known(found: list[tuple[Any, Embedded]], asked: Any, make: Callable[[], Embedded]) -> Embedded:
-    """Data sets can be compared, but not all of them hashed."""
-    for known, one in found:
-        if known == asked:
-            return one
-    found.append((asked, make()))
-    return found[-1][1]

@@ -135,7 +135,8 @@ class _Suite:
         if found is None:
             path = self.results / f"{file_name(key)}.json"
             earlier = (_whole(path) or {}) if path.is_file() else {}
-            if earlier.get("identity", identity).get("program") != PROGRAM:
+            was = _identity(earlier)
+            if was and was.get("program") != PROGRAM:
                 self.say(f"{key}: measured anew: this version keeps other things of a result")
         return found
 
@@ -147,7 +148,7 @@ def _require_same_model(results: pathlib.Path, model: Model) -> None:
     for path in sorted(results.glob("*.json")):
         if (data := _whole(path)) is None:
             continue  # Cut off by a crash: it is measured anew.
-        identity = data.get("identity", {})
+        identity = _identity(data)
         if any(identity.get(name) != mark for name, mark in mine.items()):
             others.append(path.name)
     if others:
@@ -177,6 +178,12 @@ def _others(results: pathlib.Path) -> dict[str, Outcome]:
             if (one := outcome.load(results, key)) is not None:
                 found[key] = dataclasses.replace(one, arrays={})
     return found
+
+
+def _identity(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a saved outcome depends on; nothing where it does not say."""
+    found = saved.get("identity")
+    return found if isinstance(found, dict) else {}
 
 
 def _write_lines(path: pathlib.Path, done: Sequence[Outcome]) -> None:

@@ -1,6 +1,5 @@
 """Hooks that evaluate and save; logging is in `train/log`."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ from clip_jax.checkpoint.store import Store
 from clip_jax.data.feed import Feed
 from clip_jax.data.position import join
 from clip_jax.sharding.processes import gather_json
-from clip_jax.train.log import Figures, Stopwatch
+from clip_jax.train.log import Figures, Stopwatch, is_due
 from clip_jax.train.state import State
 from clip_jax.train.step import Metrics
 
@@ -33,15 +32,16 @@ class EvalHook:
         Each evaluation is due after so many steps, and all are after step `end`. Those that are
         due together run together: what they share is embedded once.
         """
-        self.every = math.gcd(*(steps or 0 for steps in every.values()))
         self._each, self._end = every, end
         self._evaluate, self._found = evaluate, found
         self._figures, self._stopwatch = figures, stopwatch
 
+    def due(self, done: int) -> bool:
+        """See `Hook`."""
+        return any(is_due(done, steps) for steps in self._each.values())
+
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
-        due = [n for n, steps in self._each.items() if done == self._end or _due(done, steps)]
-        if not due:
-            return
+        due = [n for n, steps in self._each.items() if done == self._end or is_due(done, steps)]
         new = dict[str, float]()
         try:
             with self._stopwatch.pause():
@@ -66,9 +66,13 @@ class SaveHook:
         found: Mapping[int, Mapping[str, float]],
         stopwatch: Stopwatch,
     ):
-        self.every = every
+        self._every = every
         self._store, self._feed, self._config = store, feed, config
         self._found, self._stopwatch = found, stopwatch
+
+    def due(self, done: int) -> bool:
+        """See `Hook`."""
+        return is_due(done, self._every)
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
         with self._stopwatch.pause():
@@ -81,7 +85,3 @@ class SaveHook:
                 config=self._config,
                 figures=self._found.get(done),
             )
-
-
-def _due(done: int, every: int | None) -> bool:
-    return every is not None and done % every == 0

@@ -1,6 +1,7 @@
 """Figures of a run: to `metrics.jsonl`, to TensorBoard, and to the line one watches."""
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -66,10 +67,11 @@ def told_of_room(step: Step, packing: Packing, say: Callable[[str], None]) -> St
     def call(state: State, batch: Mapping[str, Any]) -> tuple[State, Metrics]:
         (_, rows, row), captions = batch["tokens"].tokens.shape, batch["tokens"].ends.shape[1]
         if rows not in {*seen, packing.rows(captions)}:
+            enough = math.ceil(10 * rows * row / captions) / 10  # Rounded down it would not be.
             say(
                 f"step {int(jax.device_get(state.step)) + 1}: {captions} captions need {rows} rows "
                 f"of {row} tokens, and packing has room for {packing.rows(captions)}: the step is "
-                f"compiled once more. A packing.tokens_per_caption of {rows * row / captions:.1f} "
+                f"compiled once more. A packing.tokens_per_caption of {enough} "
                 "holds these"
             )
         seen.add(rows)
@@ -170,6 +172,11 @@ class Line:
             self._live.stop()
 
 
+def is_due(done: int, every: int | None) -> bool:
+    """Whether something done every so many steps is done after these; None: after none."""
+    return every is not None and done % every == 0
+
+
 class LogHook:
     """Writes and shows the metrics of every `every`-th step."""
 
@@ -196,13 +203,17 @@ class LogHook:
           peak: operations a second of all devices at best (`sharding.chips.peak_flops`), or None.
           warn: told what went wrong with samples.
         """
-        self.every = every
+        self._every = every
         self._flops, self._peak = flops, peak
         self._batch, self._steps, self._feed = batch, steps, feed
         self._figures, self._line, self._stopwatch, self._warn = figures, line, stopwatch, warn
         self._before = start + 1, stopwatch.seconds(), feed.wait_s  # See `compiled_apart`.
         self._drawn = join(gather_json(feed.position))["source"].get("drawn", {})
         """Samples of each source of a mixture, when this hook last looked."""
+
+    def due(self, done: int) -> bool:
+        """See `Hook`."""
+        return is_due(done, self._every)
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None:
         fetched = jax.device_get(metrics)  # Waits for the step.

@@ -26,8 +26,9 @@ class DivergedError(Exception):
 class Hook(Protocol):
     """Something that wants to look at the run now and then (log, save, evaluate)."""
 
-    every: int
-    """In steps; 0 for the last step alone."""
+    def due(self, done: int) -> bool:
+        """Whether it wants to look after so many steps; after the last, each does."""
+        ...
 
     def __call__(self, done: int, state: State, metrics: Metrics) -> None: ...
 
@@ -80,7 +81,7 @@ def fit(
             if before:
                 require_finite(*before)
         before = done, metrics
-        due = [h for h in hooks if done == steps or (h.every and done % h.every == 0)]
+        due = [hook for hook in hooks if done == steps or hook.due(done)]
         if due:
             require_finite(done, metrics)
         for hook in due:

@@ -77,6 +77,11 @@ def test_a_batch_gets_the_first_room_that_holds_it():
     assert pack(filled(4, 2), 1, packing).tokens.shape == (1, 1, 8)
 
 
+def test_more_rows_than_captions_are_never_needed():
+    assert Packing(row=8, tokens_per_caption=2.0).rows(4, needed=9) == 4
+    assert Packing(row=8, tokens_per_caption=24.0).rows(4, needed=20) == 12
+
+
 def test_all_groups_and_whoever_else_is_asked_have_one_room():
     tokens = np.concatenate([filled(4, 8), np.pad(filled(4, 2), ((0, 0), (0, 6)))])
     packing, asked = Packing(row=8, tokens_per_caption=2.0), []

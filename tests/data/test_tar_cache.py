@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 import logging
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from clip_jax.config import from_data, to_data
-from clip_jax.data import DatasetConfig, tar_cache, tar_files
+from clip_jax.data import DatasetConfig, tar_cache, tar_files, tar_folder
 from clip_jax.data.order import locate, near
 from clip_jax.data.pipeline import Pipeline, train_batches
 from clip_jax.data.sample import BadSampleError
@@ -244,10 +245,12 @@ def test_the_folder_is_deleted_when_no_reader_fetches_any_more(web, tmp_path, mo
         events.append("fetched")
 
     def deletes(folder):
-        events.append("deleted")
+        if folder == source._cache.folder:  # And not of another test's, collected just now.
+            events.append("deleted")
         delete(folder)
         deleted.set()
 
+    monkeypatch.setattr(tar_cache, "_PATIENCE_S", 60.0)
     monkeypatch.setattr(tar_cache.RemoteFile, "read", waits_for_close)
     monkeypatch.setattr(fetcher, "_fetch", fetches)
     monkeypatch.setattr(tar_cache, "delete_if_left", deletes)
@@ -259,6 +262,84 @@ def test_the_folder_is_deleted_when_no_reader_fetches_any_more(web, tmp_path, mo
     reader.join()
     assert events == ["fetched", "deleted"] and seen == [("picture 0 0",)]
     assert not any(tmp_path.glob("cache/clip_jax-shards-*"))
+
+
+def as_garbage(source):
+    """Nothing but a cycle holds it, as after an exception with a trace."""
+    held = [source]
+    held.append(held)
+
+
+@pytest.mark.parametrize("who", ["fetcher", "joiner"])
+def test_a_cache_may_be_collected_by_who_waits_or_is_waited_for(web, tmp_path, monkeypatch, who):
+    source, other = web(fetches=1), web(fetches=1)
+    read, delete, collected = tar_cache.RemoteFile.read, tar_folder.delete_if_left, []
+    begun, released = threading.Event(), threading.Event()
+
+    def collects():
+        if not collected:
+            collected.append(threading.current_thread().name)
+            gc.collect()
+
+    def slow(*args):
+        begun.set()
+        assert released.wait(30)
+        if threading.current_thread().name == "fetch":
+            collects()
+        return read(*args)
+
+    def deletes(folder):
+        collects()  # Amid `join`, whose lock it is that closing takes.
+        return delete(folder)
+
+    gc.collect()
+    gc.disable()
+    try:
+        if who == "fetcher":
+            monkeypatch.setattr(tar_cache.RemoteFile, "read", slow)
+            with source.near([0]):
+                assert begun.wait(30)
+            (thread,) = source._cache._fetcher()._threads
+            as_garbage(source)
+            del source
+            released.set()
+            thread.join(30)
+        else:
+            with source.near([0]):
+                assert source[0].texts == ("picture 0 0",)
+            as_garbage(source)
+            del source
+            monkeypatch.setattr(tar_folder, "delete_if_left", deletes)
+            with other.near([0]):
+                assert other[0].texts == ("picture 0 0",)
+    finally:
+        gc.enable()
+    assert collected == [{"fetcher": "fetch", "joiner": threading.current_thread().name}[who]]
+    other.close()
+    assert not any(tmp_path.glob("cache/clip_jax-shards-*"))
+
+
+def test_a_forked_child_that_lives_on_keeps_no_folder(web, tmp_path):
+    source = web()
+    reading, writing = os.pipe()
+    with source.near([0]):
+        assert source[0].texts == ("picture 0 0",)
+        settle(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+    if pid == 0:
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        source.close()
+        left = list(tmp_path.glob("cache/clip_jax-shards-*"))
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(pid, 0)
+    os.close(reading)
+    os.close(writing)
+    assert left == []
 
 
 def test_workers_share_what_is_fetched_and_leave_nothing(web, server, tmp_path):

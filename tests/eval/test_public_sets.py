@@ -289,6 +289,19 @@ def test_what_one_process_cannot_open_all_leave_out(root, tmp_path, pair):
     assert said[0][0].startswith(f"winoground: left out: winoground is not in {tmp_path}: looked")
 
 
+def test_pictures_that_are_one_folder_on_one_process_alone_are_embedded_by_all(tmp_path, pair):
+    roots = [tmp_path / name for name in "ab"]
+    for root in roots:
+        sets.wds(root / "wds_vtab-pets", sets.labelled(9, 6), classes=sets.CLASSES)
+    (roots[0] / "wds_vtab-copy").symlink_to(roots[0] / "wds_vtab-pets")
+    # Written anew: of another time, by which files are told apart.
+    sets.wds(roots[1] / "wds_vtab-copy", sets.labelled(9, 6), classes=sets.CLASSES)
+    keys = ("vtab/pets", "wds_vtab-copy")
+    found, _ = together(pair, [PublicSets(sets=keys, root=str(root)) for root in roots])
+    assert found[0] == found[1]
+    assert found[0]["public/all/wds_vtab-copy/acc1"] == found[0]["public/all/vtab-pets/acc1"]
+
+
 def test_confidences_need_a_temperature(root):
     evaluation = PublicSets(sets=("winoground",), root=str(root))
     with pytest.raises(ValueError, match="left out: this embedder tells no temperature, which"):

@@ -118,3 +118,27 @@ def test_each_text_is_embedded_once_in_any_order(counted):
     made.texts(["a cat", "a fox"])
     assert asked.count("texts") == calls + 1
     assert made.texts([]).shape == plain.texts([]).shape
+
+
+def test_what_only_one_process_takes_for_the_same_all_embed_again(toy, pair):
+    """Two folders may be one on one machine, and two on another."""
+    both = Shapes(), Shapes()
+    calls = [0, 0]
+
+    def work(number, embedder):
+        def counting(images):
+            calls[number] += 1
+            return embedder.image_fn(images)
+
+        made = remembering(dataclasses.replace(embedder, image_fn=counting, warn=[].append))
+        first = made.split(both[0], "test")
+        before = calls[number]
+        second = made.split(both[number], "test")
+        assert calls[number] == 2 * before > 0
+        third = made.split(both[0], "test")
+        assert calls[number] == 2 * before
+        return [one.images.tolist() for one in (first, second, third)]
+
+    ends = pair(toy.embedder(), work)
+    assert isinstance(ends[0], list) and ends[0] == ends[1]
+    assert ends[0][0] == ends[0][1] == ends[0][2]

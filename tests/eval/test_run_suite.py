@@ -110,6 +110,12 @@ def test_an_outcome_of_an_earlier_version_is_measured_anew(tmp_path, monkeypatch
     again = []
     one(tmp_path / "root", key, tmp_path, said=again)
     assert not any("measured anew" in line for line in again)
+    path = results / f"{key}.json"
+    whole = json.loads(path.read_text())
+    for identity in (None, [], "x"):
+        path.write_text(json.dumps({**whole, "identity": identity}))
+        with pytest.raises(ValueError, match=f"holds results of another model .{key}.json"):
+            one(tmp_path / "root", key, tmp_path)
 
 
 def test_a_damaged_outcome_of_another_data_set_is_in_nobody_s_way(root, tmp_path):

@@ -1,7 +1,6 @@
 import concurrent.futures
 import os
 import signal
-import socket
 import threading
 
 import jax
@@ -218,7 +217,7 @@ def test_an_older_run_on_a_disk_of_ones_own_is_not_the_shared_folder(side_by_sid
 
 
 @pytest.fixture
-def highest(side_by_side, monkeypatch):
+def highest(side_by_side, ports, monkeypatch):
     """`highest(count)`: one for each of so many processes, and what jax's service still keeps."""
     services, clients = [], []
 
@@ -227,8 +226,7 @@ def highest(side_by_side, monkeypatch):
             list(pool.map(work, clients))
 
     def make(count):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            address = f"127.0.0.1:{server.getsockname()[1]}"
+        address = f"127.0.0.1:{ports()}"
         services.append(_jax.get_distributed_runtime_service(address, count))
         clients.extend(_jax.get_distributed_runtime_client(address, n) for n in range(count))
         each(lambda client: client.connect())

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import pickle
-import socket
 import subprocess
 import sys
 
@@ -11,22 +10,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = pathlib.Path(__file__).with_name("pickled.py")
-
-
-@pytest.fixture(scope="session")
-def ports():
-    """Free ones, asked of the system; no two of a session are equal."""
-
-    def free():
-        while True:
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                port = server.getsockname()[1]
-            if port not in given:
-                given.add(port)
-                return port
-
-    given = set()
-    return free
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +51,9 @@ def launch(ports, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ended():
-    """`ended(processes, within_s=200)`: exit status and output of each."""
+    """`ended(processes, within_s=400)`: exit status and output of each."""
 
-    def end(processes, within_s=200):
+    def end(processes, within_s=400):
         codes = [process.wait(timeout=within_s) for process in processes]
         return codes, [process.output.read_text() for process in processes]
 

@@ -20,7 +20,7 @@ def test_evaluations_see_the_average_where_there_is_one(ema, used, tmp_path):
     every = {"often": 2, "last": None, "seldom": 6}
     common = {"found": found, "figures": figures, "stopwatch": Stopwatch()}
     hook = EvalHook(every, evaluate, end=9, **common)
-    assert hook.every == 2
+    assert [done for done in range(1, 9) if hook.due(done)] == [2, 4, 6, 8]
     for done in (2, 6, 9):
         hook(done, State(done, "newest", None, ema), {})
     figures.close()
@@ -29,14 +29,13 @@ def test_evaluations_see_the_average_where_there_is_one(ema, used, tmp_path):
     assert found == {done: dict.fromkeys(names, 1.0) for done, names in due.items()}
 
 
-def test_steps_at_which_no_evaluation_is_due_run_none(tmp_path):
+def test_a_run_does_not_wait_where_no_evaluation_is_due(tmp_path):
     figures = Figures(tmp_path, 0)
-    common = {"end": 9, "found": {}, "figures": figures, "stopwatch": Stopwatch()}
-    hook = EvalHook({"a": 4, "b": 6}, pytest.fail, **common)
-    assert hook.every == 2
-    hook(2, State(2, "newest", None, None), {})
+    common = {"end": 40, "found": {}, "figures": figures, "stopwatch": Stopwatch()}
+    hook = EvalHook({"a": 9, "b": 15, "last": None}, pytest.fail, **common)
+    assert [done for done in range(1, 40) if hook.due(done)] == [9, 15, 18, 27, 30, 36]
+    assert not any(map(EvalHook({"a": None}, pytest.fail, **common).due, range(40)))
     figures.close()
-    assert EvalHook({"a": None}, pytest.fail, **common).every == 0
 
 
 @pytest.mark.parametrize("good", [0, 2])

@@ -1,15 +1,20 @@
 import io
 import itertools
 import json
+import re
+import types
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from clip_jax.data.feed import Feed
+from clip_jax.data.packing import Packing
 from clip_jax.data.position import NOTHING, counted
 from clip_jax.data.visits import Skip
-from clip_jax.train.log import Figures, Line, LogHook, Stopwatch
+from clip_jax.train.log import Figures, Line, LogHook, Stopwatch, told_of_room
 from clip_jax.train.state import State
 
 
@@ -116,3 +121,23 @@ def test_speed_is_in_operations_and_in_what_the_devices_could_do_if_known(hook, 
     else:
         assert line["mfu"] == pytest.approx(8 * FLOPS / peak)
         assert "  MFU 50%  " in said
+
+
+@pytest.mark.parametrize("captions, rows", [(4096, 2563), (64, 9), (3, 2), (4096, 2600), (10, 10)])
+def test_the_room_that_is_advised_holds_these_captions(captions, rows):
+    said, given = [], []
+    packed = types.SimpleNamespace(tokens=np.zeros((2, rows, 8)), ends=np.zeros((2, captions)))
+    packing = Packing(row=8, tokens_per_caption=0.01)
+
+    def inner(state, batch):
+        given.append(batch)
+        return state, {}
+
+    step = told_of_room(inner, packing, said.append)
+    for number in (4, 5):
+        step(State(jnp.int32(number), None, None), {"tokens": packed})
+    assert len(given) == 2 and len(said) == 1
+    assert said[0].startswith(f"step 5: {captions} captions need {rows} rows of 8 tokens")
+    advised = float(re.search(r"tokens_per_caption of (\S+) holds these$", said[0]).group(1))
+    assert Packing(row=8, tokens_per_caption=advised).rows(captions) >= rows
+    assert advised <= rows * 8 / captions + 0.1 + 1e-9

@@ -37,6 +37,9 @@ class Record:
     def __init__(self, every):
         self.every, self.seen = every, []
 
+    def due(self, done):
+        return self.every > 0 and done % self.every == 0
+
     def __call__(self, done, state, metrics):
         assert int(state.step) == done
         self.seen.append(done)
