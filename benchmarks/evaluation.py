@@ -1,6 +1,6 @@
 """Zero-shot classification, from tar files to figures, against the usual way in PyTorch.
 
-    python benchmarks/evaluation.py --data.root DIR [--rounds N] [--workers N]
+    python benchmarks/evaluation.py --data.root DIR [--dtype bfloat16] [--rounds N] [--workers N]
 
 (beside clip_jax: torch, torchvision, open_clip_torch, clip-benchmark==1.6.2, webdataset,
 scikit-learn)
@@ -10,9 +10,12 @@ the same ViT-B-32, whose weights open_clip draws from a fixed seed; time does no
 Ours is what `eval.py MODEL --suite NAME --root DIR` does once the model is loaded: it reads the
 tars, decodes, resizes, embeds pictures and prompts, and writes all figures; no embedding is kept.
 Theirs is CLIP_benchmark's own loader, classifier and figures on open_clip's model and transform,
-eager, in float32, batches of 64 as in its command line. (Its `accuracy` fails on NumPy 2.4, which
-makes no number of an array of one; the same top-k is taken here.) On a single shard only one worker
-process has anything to do, so `--workers` 1 serves it as well as its four.
+eager, batches of 64 as in its command line. (Its `accuracy` fails on NumPy 2.4, which makes no
+number of an array of one; the same top-k is taken here.) On a single shard only one worker process
+has anything to do, so `--workers` 1 serves it as well as its four.
+
+Both compute in float32, or with `--dtype bfloat16` both in that: theirs through autocast, as its
+command line does unless told `--no_amp`.
 
 Each turn is a process of its own, so that neither library's threads disturb the other's; they take
 turns in changing order. A process measures twice. The first time is what a user waits for: it
@@ -20,8 +23,8 @@ includes our compilation, which is not kept anywhere. The second is warm. The la
 ratio of our first to theirs, of medians; `warm_ratio` of the second times, and `cpu_ratio` of the
 seconds that all cores were busy the first time, which other programs disturb less.
 
-Both must give the same acc1. Where a picture's best two classes are closer than float32 can tell,
-they may differ: each such picture is printed with the distance, and any other ends the run.
+Both must give the same acc1. Where a picture's best two classes are closer than such numbers can
+tell, they may differ: each such picture is printed with the distance, and any other ends the run.
 """
 
 import argparse
@@ -36,8 +39,8 @@ import tempfile
 import time
 
 MODEL, SEED, BATCH = "ViT-B-32", 0, 64
-CLOSE = 1e-5
-"""Cosines that differ by less may change places: both compute in float32."""
+CLOSE = {"float32": 1e-5, "bfloat16": 1e-3}
+"""Cosines that differ by less may change places."""
 
 _kept = []
 """The names of operators go when their library does."""
@@ -89,7 +92,7 @@ def ours(given):
     from clip_jax.eval.run_suite import run_suite
     from clip_jax.eval.tasks import TASKS
 
-    model = suite_model(given.weights, given.batch)
+    model = suite_model(given.weights, given.batch, given.dtype)
     root, key = given.root.parent, given.root.name
     task = TASKS.get(key) or unlisted(key, root)
 
@@ -115,7 +118,7 @@ def theirs(given):
     from sklearn.metrics import balanced_accuracy_score
 
     model, _, transform = open_clip.create_model_and_transforms(MODEL, pretrained=given.weights)
-    tokenizer = open_clip.get_tokenizer(MODEL)
+    tokenizer, amp = open_clip.get_tokenizer(MODEL), given.dtype == "bfloat16"
     model.eval()
 
     def run():
@@ -124,8 +127,8 @@ def theirs(given):
             dataset.batched(BATCH), batch_size=None, shuffle=False, num_workers=given.workers
         )
         names = (dataset.classes, dataset.templates)
-        weights = zero_shot.zero_shot_classifier(model, tokenizer, *names, "cpu", amp=False)
-        logits, labels = zero_shot.run_classification(model, weights, loader, "cpu", amp=False)
+        weights = zero_shot.zero_shot_classifier(model, tokenizer, *names, "cpu", amp=amp)
+        logits, labels = zero_shot.run_classification(model, weights, loader, "cpu", amp=amp)
         top = logits.topk(5, dim=1).indices
         right = top == labels[:, None]
         balanced_accuracy_score(labels, top[:, 0])
@@ -151,7 +154,7 @@ def measure(given):
 def child(given, weights, what):
     """A turn, in a new process."""
     options = [f"--weights={weights}", f"--data.root={given.root}", f"--workers={given.workers}"]
-    options += [f"--batch={given.batch}"] if given.batch else []
+    options += [f"--dtype={given.dtype}", *([f"--batch={given.batch}"] if given.batch else [])]
     ran = subprocess.run(
         [sys.executable, __file__, f"--measure={what}", *options],
         env={"JAX_PLATFORMS": "cpu", **os.environ},
@@ -164,14 +167,14 @@ def child(given, weights, what):
     return json.loads(ran.stdout.splitlines()[-1]) if what != "weights" else None
 
 
-def compare(mine, other):
-    """End the run unless both found the same, but for classes that float32 cannot tell apart."""
+def compare(mine, other, close):
+    """End the run unless both found the same, but for classes that are as good as equal."""
     pairs = zip(mine["classes"], other["classes"], strict=True)
     differing = [(row, pair) for row, pair in enumerate(pairs) if len(set(pair)) > 1]
     for row, (own, theirs) in differing:
         distance = other["below"][row][own]
         print(f"picture {row}: class {own} here, {theirs} there, cosines {distance:.1e} apart")
-        if distance > CLOSE:
+        if distance > close:
             sys.exit("the two do not find the same")
     if abs(mine["acc1"] - other["acc1"]) > 1e-6 + len(differing) / len(mine["classes"]):
         sys.exit(f"acc1 is {mine['acc1']} here and {other['acc1']} there")
@@ -182,6 +185,7 @@ def main() -> None:
     """Take turns."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data.root", dest="root", type=pathlib.Path, required=True)
+    parser.add_argument("--dtype", choices=list(CLOSE), default="float32", help="of both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="of theirs")
     parser.add_argument("--batch", type=int, help="of ours (as eval.py)")
@@ -200,7 +204,7 @@ def main() -> None:
             for what in sorted(turns, reverse=number % 2 == 1):
                 turns[what].append(child(given, weights, what))
                 print(what, {k: round(v, 2) for k, v in turns[what][-1]["seconds"].items()})
-    differing = compare(turns["ours"][-1], turns["theirs"][-1])
+    differing = compare(turns["ours"][-1], turns["theirs"][-1], CLOSE[given.dtype])
 
     def median(what, name):
         return statistics.median(turn["seconds"][name] for turn in turns[what])
@@ -209,7 +213,7 @@ def main() -> None:
         return round(median("ours", name) / median("theirs", name), 3)
 
     result = {"name": "evaluation", "ratio": ratio("first"), "better": "lower"}
-    result |= {"warm_ratio": ratio("warm"), "cpu_ratio": ratio("first_cpu")}
+    result |= {"warm_ratio": ratio("warm"), "cpu_ratio": ratio("first_cpu"), "dtype": given.dtype}
     for what in turns:
         result |= {f"{what}_s": round(median(what, "first"), 1)}
         result |= {f"{what}_warm_s": round(median(what, "warm"), 1)}

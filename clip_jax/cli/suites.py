@@ -6,7 +6,7 @@ import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 CACHE = "~/.cache/clip_jax/embeddings"
 CACHE_GB = 10.0
@@ -127,7 +127,10 @@ def suite_models(clip: Any, where: Devices) -> Callable[[Any], Any]:
     from clip_jax.eval.encoders import Encoders, inverse_temperature
     from clip_jax.eval.identity import recipe_mark, tokenizer_mark, weights_mark
     from clip_jax.eval.once import Model
+    from clip_jax.models.clip import activation_dtype
 
+    # As it computes here: "auto" would be the same on a machine that rounds otherwise.
+    computed = dataclasses.replace(clip.model.cfg, dtype=activation_dtype(clip.model.cfg.dtype))
     place = functools.partial(jax.device_put, device=where.split)
     encoders = Encoders(clip.model, clip.preprocess, place, where.whole)
     told = {
@@ -140,15 +143,20 @@ def suite_models(clip: Any, where: Devices) -> Callable[[Any], Any]:
             embedder=encoders.bind(params, clip.tokenizer, where.batch),
             scale=inverse_temperature(params),
             projects=clip.model.cfg.projects_images,
-            weights=weights_mark(clip.model.cfg, params),
+            weights=weights_mark(computed, params),
             **told,
         )
 
     return model
 
 
-def suite_model(path: str, batch: int | None) -> Any:
+def suite_model(
+    path: str, batch: int | None, dtype: Literal["float32", "bfloat16"] | None = None
+) -> Any:
     """A model from anywhere on all local devices.
+
+    Args:
+      dtype: as `clip_jax.load`'s.
 
     Raises:
       ValueError: as `devices_for`; what `clip_jax.load` raises.
@@ -156,7 +164,7 @@ def suite_model(path: str, batch: int | None) -> Any:
     from clip_jax.api import load
 
     where = devices_for(batch)
-    clip = load(path, batch=where.batch, sharding=where.whole)
+    clip = load(path, batch=where.batch, dtype=dtype, sharding=where.whole)
     return suite_models(clip, where)(clip.params)
 
 

@@ -42,8 +42,9 @@ def _product(x: Array, kernel: Array, *, inputs: int) -> Array:
 def _flat_product(x: Array, kernel: Array, *, inputs: int) -> Array:
     lead, features = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
     fan_in = math.prod(kernel.shape[:inputs])
-    y = x.reshape(math.prod(lead), fan_in) @ kernel.reshape(fan_in, math.prod(features))
-    return y.reshape(*lead, *features)
+    flat = x.reshape(math.prod(lead), fan_in), kernel.reshape(fan_in, math.prod(features))
+    y = jnp.matmul(*flat, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype).reshape(*lead, *features)
 
 
 class Dense(nn.Module):

@@ -13,6 +13,7 @@ from clip_jax.api import Clip
 from clip_jax.cli import eval as eval_command
 from clip_jax.cli import suites
 from clip_jax.eval import outcome
+from clip_jax.eval.run_suite import run_suite
 from clip_jax.models.clip import CLIP, init_params
 from clip_jax.preprocess.recipe import Recipe
 
@@ -42,11 +43,14 @@ def loaded(tiny, tiny_params, monkeypatch):
     """What the command loads, whatever it is told: a tiny model; the calls are noted."""
     calls = []
 
-    def load(path, *, batch, sharding):
+    def load(path, *, batch, dtype, sharding):
         calls.append((path, batch))
+        params = jax.tree.map(
+            lambda p: p if p.ndim == 0 or not dtype else p.astype(dtype), tiny_params
+        )
         return Clip(
-            model=CLIP(tiny),
-            params=jax.device_put(tiny_params, sharding),
+            model=CLIP(dataclasses.replace(tiny, dtype=dtype or "auto")),
+            params=jax.device_put(params, sharding),
             tokenizer=Hashes(),
             preprocess=Recipe(size=8),
             batch=batch,
@@ -100,6 +104,29 @@ def test_a_suite_from_the_command_line(command, loaded, root, tmp_path, capsys):
     assert command(*args) == 0
     assert capsys.readouterr().out.count("(done before)") == 2
     assert (out / "eval.json").read_bytes() == written
+
+
+def test_figures_are_those_of_the_asked_type(command, loaded, root, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def noting(*args):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return run_suite(*args)
+
+    monkeypatch.setattr("clip_jax.eval.run_suite.run_suite", noting)
+    args = ("model", "--suite", "mnist", "--root", root, "--batch", 8, "--cache-gb", 0)
+    assert command(*args, "--out", "exact") == 0
+    assert command(*args, "--out", "exact", "--dtype", "float32") == 0
+    assert "(done before)" in capsys.readouterr().out  # What "auto" is on a CPU.
+    assert command(*args, "--out", "exact", "--dtype", "bfloat16") == 1
+    assert "holds results of another model" in capsys.readouterr().err
+    assert command(*args, "--out", "rounded", "--dtype", "bfloat16") == 0
+    assert seen == [None, "highest", None, None]
+    assert jax.config.jax_default_matmul_precision is None
+    outcomes = [outcome.load(tmp_path / n / "results", "mnist") for n in ("exact", "rounded")]
+    exact, rounded = (one.arrays["confidence"] for one in outcomes)
+    np.testing.assert_allclose(exact, rounded, rtol=0.05)
+    assert not np.allclose(exact, rounded, rtol=1e-5)
 
 
 def test_one_device_and_eight_give_the_same_figures(command, loaded, root, tmp_path, monkeypatch):
@@ -328,7 +355,7 @@ def test_a_tower_without_a_projection_is_told(
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: np.float32(rng.normal(0, 0.3, s.shape)), shapes)
 
-    def load(path, *, batch, sharding):
+    def load(path, *, batch, dtype, sharding):
         return Clip(
             model=CLIP(plain),
             params=jax.device_put(params, sharding),
