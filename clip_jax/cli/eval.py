@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     from clip_jax.config import read_json
     from clip_jax.eval.remember import remembering
     from clip_jax.eval.report import draw_evals, table
-    from clip_jax.eval.suite import done, run_evals, write_figures
+    from clip_jax.eval.suite import done, prefix, run_evals, write_figures
 
     console = Console(file=sys.stdout)
     checkpoint = checkpoint_folder(options.model)
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     left_out = any(name.endswith("/left_out") for name in figures)
     out.mkdir(parents=True, exist_ok=True)
     if options.evals and (out / "eval.json").exists():
-        again = tuple(f"{evals[name].task}/{name}/" for name in options.evals)
+        again = tuple(prefix(name, evals[name]) for name in options.evals)
         before = read_json(out / "eval.json").items()
         figures |= {name: value for name, value in before if not name.startswith(again)}
     write_figures(out / "eval.json", figures)

@@ -1,12 +1,12 @@
 """The embedded demonstration: scikit-learn's 1,797 handwritten digits, coloured and captioned."""
 
 import dataclasses
-import difflib
 import functools
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from clip_jax.config import nearest
 from clip_jax.data.sample import Sample
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -254,5 +254,5 @@ def _held_out_looks(images: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray,
 
 def _check(split: str) -> None:
     if split not in _SPLITS:
-        near = difflib.get_close_matches(split, _SPLITS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"Digits has no split {split!r} (nearest: {near!r}); it has {_SPLITS}")
+        hint = nearest(split, _SPLITS)
+        raise ValueError(f"Digits has no split {split!r}{hint}; it has {_SPLITS}")

@@ -1,10 +1,11 @@
 """What every kind of table file has: rows, columns that must be there, a state that must stay."""
 
-import difflib
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
+
+from clip_jax.config import nearest
 
 READ_ERRORS = (ValueError, OSError, NotImplementedError)
 """What a damaged file ends in; pyarrow's own errors are among them."""
@@ -29,8 +30,7 @@ def require_columns(columns: Sequence[str], known: Sequence[str], hint: str = ""
         if known.count(name) > 1:
             faults.append(f"two columns are called {name!r}")
         elif name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.0)
-            faults.append(f"no column {name!r}" + (f" (nearest: {near[0]!r})" if near else ""))
+            faults.append(f"no column {name!r}{nearest(name, known)}")
     if faults:
         has = ", ".join(map(repr, known)) or "none"
         raise ValueError(f"{', '.join(faults)}; its columns: {has}{hint}")

@@ -66,14 +66,8 @@ def _alive(path: pathlib.Path) -> bool:
         os.close(handle)
 
 
-class _Held(threading.local):
-    """Folders that this thread is alone in."""
-
-    def __init__(self):
-        self.folders: list[pathlib.Path] = []
-
-
-_held = _Held()
+_held: set[tuple[int, pathlib.Path]] = set()
+"""Threads, and the folders that they are alone in."""
 
 
 @contextlib.contextmanager
@@ -82,18 +76,18 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 
     A thread that is here already goes on: a cache may be collected as garbage amid another's work.
     """
-    if folder in _held.folders:
+    own = threading.get_ident(), folder
+    if own in _held:
         yield
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        _held.folders.append(folder)
+        _held.add(own)
         yield
     finally:
-        if folder in _held.folders:
-            _held.folders.remove(folder)
+        _held.discard(own)
         fcntl.flock(handle, fcntl.LOCK_UN)  # A forked process may have a copy of the handle.
         os.close(handle)
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from clip_jax.config import nearest
 from clip_jax.data.sample import BadSampleError, Fault, Sample, reason_of
 from clip_jax.data.tar_shards import natural
-from clip_jax.data.tfds_features import choose, nearest
+from clip_jax.data.tfds_features import choose
 
 _FORMAT = "array_record"
 _DAMAGE = (ValueError, RuntimeError, TypeError, AttributeError)

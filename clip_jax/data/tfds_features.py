@@ -1,11 +1,12 @@
 """Features of tensorflow-datasets: what there is, under which path, and what it is good for."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from clip_jax.config import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,6 @@ def choose(features: Any, wanted: Mapping[str, str | None]) -> dict[str, Leaf]:
         has = ", ".join(f"{path} ({leaf})" for path, leaf in there.items())
         raise ValueError(f"{'; '.join(faults)}; it has {has}")
     return {role: there[path] for role, path in paths.items()}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message, about the known name most like an unknown one."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f" (nearest: {near[0]!r})" if near else ""
 
 
 def _leaves(feature: Any, path: tuple[str, ...] = (), depth: int = 0) -> Iterator[tuple[str, Leaf]]:

@@ -54,9 +54,8 @@ class Embeddings:
         name = "-".join(("features" if features else "images", *marks))
         found = self.cache.read(name)
         # Where processes embed together all have them, or all embed, wherever files lie on each.
-        if not all(self.model.embedder.everyone(found is not None)):
-            found = None
-        if found is None:
+        known = all(self.model.embedder.everyone(found is not None))
+        if found is None or not known:
             embedder = self.model.embedder.of_features if features else self.model.embedder
             pictures = embedder.source(source)
             self._keep(name, _packed(pictures))

@@ -1,12 +1,11 @@
 """Several evaluations of one model, as one flat mapping of figures."""
 
-import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
-from clip_jax.config import write_json
+from clip_jax.config import nearest, write_json
 from clip_jax.data.sample import Dataset, Source
 from clip_jax.eval.embed import Embedder, message
 from clip_jax.eval.groups import ByGroups
@@ -119,7 +118,7 @@ def run_evals(
     """
     names = list(evals if only is None else dict.fromkeys(only))
     if unknown := [name for name in names if name not in evals]:
-        wrong = ", ".join(_with_nearest(name, evals) for name in unknown)
+        wrong = ", ".join(f"{name!r}{nearest(name, evals)}" for name in unknown)
         raise ValueError(f"no such evaluation: {wrong}; there are {sorted(evals)}")
     faults = list[str]()
     turns = evals_in_turn(evals, dataset, embedder, names, faults.append)
@@ -157,7 +156,7 @@ def done(evals: Mapping[str, EvalConfig], figures: Mapping[str, float]) -> dict[
     """The evaluations that are not left out of these figures."""
     found = dict[str, EvalConfig]()
     for name, one in evals.items():
-        own = {figure for figure in figures if figure.startswith(f"{one.task}/{name}/")}
+        own = {figure for figure in figures if figure.startswith(prefix(name, one))}
         if own != {_left_out(name, one)}:
             found[name] = one
     return found
@@ -175,17 +174,17 @@ def write_figures(path: str | os.PathLike[str], figures: Mapping[str, float]) ->
     write_json(path, {name: float(figures[name]) for name in sorted(figures)})
 
 
+def prefix(name: str, evaluation: Evaluator) -> str:
+    """How the names of an evaluation's figures begin."""
+    return f"{evaluation.task}/{name}/"
+
+
 def _left_out(name: str, evaluation: Evaluator) -> str:
-    return f"{evaluation.task}/{name}/left_out"
+    return f"{prefix(name, evaluation)}left_out"
 
 
 def _figures(
     name: str, evaluation: Evaluator, dataset: Dataset, embedder: Embedder
 ) -> dict[str, float]:
     found = evaluation.run(dataset, embedder)
-    return {f"{evaluation.task}/{name}/{metric}": float(value) for metric, value in found}
-
-
-def _with_nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"{name!r} (nearest: {near[0]!r})" if near else repr(name)
+    return {f"{prefix(name, evaluation)}{metric}": float(value) for metric, value in found}

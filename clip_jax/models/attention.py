@@ -43,6 +43,7 @@ def _flat_product(x: Array, kernel: Array, *, inputs: int) -> Array:
     lead, features = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
     fan_in = math.prod(kernel.shape[:inputs])
     flat = x.reshape(math.prod(lead), fan_in), kernel.reshape(fan_in, math.prod(features))
+    # Asked for sums in bfloat16, XLA for CPU would multiply in float32 after all.
     y = jnp.matmul(*flat, preferred_element_type=jnp.float32)
     return y.astype(x.dtype).reshape(*lead, *features)
 
