@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from clip_jax.eval import zero_shot
 from clip_jax.eval.embed import Embedder
-from clip_jax.eval.encoders import Encoders
+from clip_jax.eval.encoders import Encoders, apart, usual_batch
 from clip_jax.models.clip import CLIP
 from clip_jax.preprocess.recipe import RecipeConfig
 from clip_jax.tokenizers import Tokenizer
@@ -30,7 +30,7 @@ class Clip:
     tokenizer: Tokenizer
     preprocess: RecipeConfig
     """Called on a path's bytes, a PIL image or an array: uint8 (size, size, 3), or patches."""
-    batch: int = 64
+    batch: int = dataclasses.field(default_factory=usual_batch)
     """Images, or texts, per call of the model."""
 
     def encode_image(self, images: Sequence[Any]) -> Float[np.ndarray, "n D"]:
@@ -91,4 +91,4 @@ class Clip:
     def embedder(self) -> Embedder:
         """The same model as an evaluator sees it."""
         encoders = Encoders(self.model, self.preprocess)
-        return encoders.bind(self.params, self.tokenizer, self.batch)
+        return encoders.bind(apart(self.params), self.tokenizer, self.batch)

@@ -15,6 +15,7 @@ from clip_jax.api.save import interpolate
 from clip_jax.checkpoint.start import checkpoint_folder, is_run, saved_config
 from clip_jax.checkpoint.store import load_params
 from clip_jax.config import from_data
+from clip_jax.eval.encoders import usual_batch
 from clip_jax.models.axes import logical_axes
 from clip_jax.models.clip import CLIP, ClipConfig, param_shapes
 from clip_jax.preprocess.recipe import RecipeConfig
@@ -34,7 +35,7 @@ Sharding = jax.sharding.Sharding | tuple[jax.sharding.Mesh, AxisRules]
 def load(
     path: str | os.PathLike[str],
     *,
-    batch: int = 64,
+    batch: int | None = None,
     dtype: Dtype | None = None,
     sharding: Sharding | None = None,
     image_size: int | None = None,
@@ -50,7 +51,7 @@ def load(
         folder of weights in OpenAI's, open_clip's, transformers' or big_vision's format (recognised
         from its content); a Hugging Face repository, `hf-hub:organisation/name`; or a catalogued
         name, `ViT-B-32/openai`.
-      batch: images, or texts, per call of the model.
+      batch: images, or texts, per call of the model; None: 16 on CPU, else 64.
       dtype: of parameters and activations; None: parameters float32, activations as the
         accelerator likes them.
       sharding: where parameters are placed: one Sharding for all, or a mesh and its axis rules;
@@ -64,6 +65,7 @@ def load(
       FileNotFoundError, ValueError, CheckpointError: no such file or name (the nearest are given),
         a damaged or refused file, arrays missing, unexpected or of another shape (all are listed).
     """
+    batch = usual_batch() if batch is None else batch
     place = _placer(sharding)
     if not isinstance(path, os.PathLike) and path.startswith("~"):
         path = Path(path).expanduser()

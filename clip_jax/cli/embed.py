@@ -34,15 +34,16 @@ def main(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     folder, out = Path(options.folder), Path(options.out)
     _require_places(folder, out)
-    if options.batch < 1:
+    if options.batch is not None and options.batch < 1:
         raise ValueError(f"--batch starts at 1, got {options.batch}")
     from rich.console import Console
 
     from clip_jax.api import load
     from clip_jax.data.images import find_images
+    from clip_jax.eval.encoders import usual_batch
 
     images = find_images([folder]).paths
-    clip = load(options.model, batch=min(options.batch, len(images)))
+    clip = load(options.model, batch=min(options.batch or usual_batch(), len(images)))
     drafts = out.with_name(f".{out.name}.parts")
     drafts.mkdir(exist_ok=True)
     parts = _plan(images, folder, _mark(clip), drafts)
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("out", metavar="OUT", help="the .parquet file to write; replaced if there")
     add_model(made)
     made.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="images per call of the model (64)"
+        "--batch", type=int, metavar="N", help="images per call of the model (16 on CPU, else 64)"
     )
     return made
 

@@ -72,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
         help="what of the models is averaged, each at its own temperature (%(default)s)",
     )
     suites.add_places(made, required=True)
-    made.add_argument("--batch", type=int, metavar="N", help="images, or texts, per call (64)")
+    made.add_argument(
+        "--batch", type=int, metavar="N", help="images, or texts, per call (16 on CPU, else 64)"
+    )
     made.add_argument(
         "--out", type=pathlib.Path, required=True, metavar="FOLDER", help="for all that is written"
     )

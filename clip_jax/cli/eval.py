@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--batch",
         type=int,
-        help="images, or texts, per call (the run's; with --suite 64)",
+        help="images, or texts, per call (the run's; with --suite 16 on CPU, else 64)",
     )
     made.add_argument(
         "--out",

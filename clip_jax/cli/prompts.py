@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--measure", choices=MEASURES, default="acc1", help="(%(default)s)")
     made.add_argument("--most", type=int, metavar="N", help="templates in the set at most (all)")
     made.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="images, or texts, per call (64)"
+        "--batch", type=int, metavar="N", help="images, or texts, per call (16 on CPU, else 64)"
     )
     made.add_argument(
         "--out",
@@ -131,7 +131,7 @@ def _task(options: argparse.Namespace) -> _Task:
         faults.append(f"templates that stand twice: {twice}")
     if options.most is not None and not 1 <= options.most <= len(templates):
         faults.append(f"--most is 1 to {len(templates)}, the templates there are: {options.most}")
-    if options.batch < 1:
+    if options.batch is not None and options.batch < 1:
         faults.append(f"--batch starts at 1, got {options.batch}")
     if options.split == options.test:
         faults.append(f"--test {options.test} is the split that the templates are chosen on")

@@ -71,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
         "--greedy", action="store_true", help="take in only what helps on the train splits"
     )
     suites.add_places(made, required=True)
-    made.add_argument("--batch", type=int, metavar="N", help="images, or texts, per call (64)")
+    made.add_argument(
+        "--batch", type=int, metavar="N", help="images, or texts, per call (16 on CPU, else 64)"
+    )
     made.add_argument(
         "--out",
         type=pathlib.Path,

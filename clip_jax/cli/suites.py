@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 CACHE = "~/.cache/clip_jax/embeddings"
 CACHE_GB = 10.0
-BATCH = 64
-"""Pictures, or texts, a call. On CPU, too: fewer share each reading of the weights."""
 LEFT_OUT = 3
 """Exit status where all that could be measured was, but some data sets could not."""
 
@@ -96,8 +94,8 @@ def devices_for(batch: int | None) -> Devices:
     """All local devices.
 
     Args:
-      batch: images, or texts, per call; None: see `BATCH`, or a few more where the devices
-        want that.
+      batch: images, or texts, per call; None: the usual number, or a few more where the
+        devices want that.
 
     Raises:
       ValueError: a batch that the devices do not divide.
@@ -106,9 +104,11 @@ def devices_for(batch: int | None) -> Devices:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    from clip_jax.eval.encoders import usual_batch
+
     devices = jax.local_devices()
     if batch is None:
-        batch = -(-BATCH // len(devices)) * len(devices)
+        batch = -(-usual_batch() // len(devices)) * len(devices)
     if batch < 1 or batch % len(devices):
         raise ValueError(f"--batch {batch} is no multiple of the {len(devices)} devices")
     mesh = Mesh(np.array(devices), ("data",))
@@ -124,7 +124,7 @@ def suite_models(clip: Any, where: Devices) -> Callable[[Any], Any]:
     """
     import jax
 
-    from clip_jax.eval.encoders import Encoders, inverse_temperature
+    from clip_jax.eval.encoders import Encoders, apart, inverse_temperature
     from clip_jax.eval.identity import recipe_mark, tokenizer_mark, weights_mark
     from clip_jax.eval.once import Model
     from clip_jax.models.clip import activation_dtype
@@ -140,7 +140,7 @@ def suite_models(clip: Any, where: Devices) -> Callable[[Any], Any]:
 
     def model(params: Any) -> Model:
         return Model(
-            embedder=encoders.bind(params, clip.tokenizer, where.batch),
+            embedder=encoders.bind(apart(params), clip.tokenizer, where.batch),
             scale=inverse_temperature(params),
             projects=clip.model.cfg.projects_images,
             weights=weights_mark(computed, params),

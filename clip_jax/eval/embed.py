@@ -1,11 +1,10 @@
 """Pictures and texts in, unit embeddings out: all that an evaluator knows of a model."""
 
 import dataclasses
+import functools
 import itertools
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
@@ -14,6 +13,7 @@ from jaxtyping import Float
 
 from clip_jax.data.sample import BadSampleError, Dataset, Sample, Source
 from clip_jax.eval.checks import require_finite
+from clip_jax.eval.under_way import Calls, ahead, answered
 from clip_jax.sharding.processes import gather_json
 
 _T = TypeVar("_T")
@@ -91,13 +91,17 @@ class Embedder:
     The functions then take these rows, and give those of all processes to each."""
     threads: int = 8
     """Pictures that are read and prepared at the same time."""
+    at_once: int = 1
+    """Batches that a lone device computes at the same time. With 2, cores of a CPU that wait for
+    one another between two products of one batch work on the other."""
     progress: Callable[[str, int, int | None], None] | None = None
     """Called after each batch with "images" or "texts", how many are done, and of how many."""
     warn: Callable[[str], None] = warnings.warn
     """Told what was left out of a figure, and why."""
 
     def __post_init__(self):
-        faults = [f"{n} {v}" for n in ("batch", "threads") if (v := getattr(self, n)) < 1]
+        names = ("batch", "threads", "at_once")
+        faults = [f"{name} {value}" for name in names if (value := getattr(self, name)) < 1]
         if faults:
             raise ValueError(f"an embedder needs at least 1: {', '.join(faults)}")
 
@@ -151,7 +155,7 @@ class Embedder:
           ValueError: an embedding is NaN, infinite or zero, with the row; what `prepare` raises.
         """
         total = len(items) if isinstance(items, Sized) else None
-        return self._embed_images(self._ahead(self.prepare, items), total)
+        return self._embed_images(self._prepared(self.prepare, items), total)
 
     def texts(self, texts: list[str]) -> Float[np.ndarray, "n D"]:
         """Unit-norm float32 embeddings of texts, in their order; equal texts are embedded once.
@@ -165,8 +169,8 @@ class Embedder:
         blocks = (self.tokenizer(block) for block in _blocks(distinct, self.batch))
         if not distinct:
             return self._no_rows(self.text_fn, self.tokenizer(["a"]))
-        answers = self._calls(self.text_fn, blocks)
-        rows = unit(self._run(answers, "texts", len(distinct)), "texts")
+        calls = self._calls(self.text_fn, blocks)
+        rows = unit(self._run(calls, "texts", len(distinct)), "texts")
         return rows[[distinct[text] for text in texts]]
 
     def source(
@@ -245,20 +249,8 @@ class Embedder:
         except (BadSampleError, ValueError, OSError) as fault:
             raise BadSampleError(f"sample {sample.key!r}: {fault}") from fault
 
-    def _ahead(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """`map`, in order, from several threads, a bounded number of items ahead."""
-        waiting = deque()
-        with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(function, item))
-                    if len(waiting) > self.batch + self.threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+    def _prepared(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return ahead(function, items, threads=self.threads, most=self.batch + self.threads)
 
     def _embed_images(self, items: Iterator[Any], total: int | None) -> np.ndarray:
         first = next(items, None)
@@ -273,38 +265,35 @@ class Embedder:
             return self._no_images()
         mine = range(self.batch) if self.rows is None else self.rows
         firsts = range(0, count, self.batch)
-        loaded = self._ahead(load, (first + row for first in firsts for row in mine))
+        loaded = self._prepared(load, (first + row for first in firsts for row in mine))
 
-        def answers() -> Iterator[tuple[Any, int]]:
+        def calls() -> Calls:
             fill = None
             for first, block in zip(firsts, _blocks(loaded, len(mine)), strict=True):
                 fill = next((pixels for pixels in block if pixels is not None), fill)
                 if fill is None:
                     fill = self._black()
                 pixels = _stack([fill if b is None else b for b in block])
-                yield self.image_fn(pixels), min(self.batch, count - first)
+                yield functools.partial(self.image_fn, pixels), min(self.batch, count - first)
 
-        return self._run(answers(), "images", count)
+        return self._run(calls(), "images", count)
 
     def _no_images(self) -> np.ndarray:
         return self._no_rows(self.image_fn, _stack([self._black()]))
 
     def _no_rows(self, function: Callable, block: Any) -> np.ndarray:
         """Their width D is known only from an answer."""
-        ((rows, _),) = self._calls(function, iter([block]))
-        return np.asarray(rows).astype(np.float32)[:0]
+        ((call, _),) = self._calls(function, iter([block]))
+        return np.asarray(call()).astype(np.float32)[:0]
 
     def _black(self) -> Any:
         return self.prepare(np.zeros((64, 64, 3), np.uint8))
 
-    def _run(self, answers: Iterator[tuple[Any, int]], what: str, total: int | None) -> np.ndarray:
-        """The rows that a tower gave, of each answer as many as said.
-
-        Each is fetched while the next is computed, so that a device need not wait for the host.
-        """
+    def _run(self, calls: Calls, what: str, total: int | None) -> np.ndarray:
+        """The rows that a tower gives, of each call as many as said."""
         parts, done = [], 0
-        for (rows, count), _ in itertools.pairwise(itertools.chain(answers, [(None, 0)])):
-            parts.append(np.asarray(rows).astype(np.float32)[:count])
+        for rows, count in answered(calls, self.at_once):
+            parts.append(rows.astype(np.float32)[:count])
             done += count
             if self.progress is not None:
                 self.progress(what, done, total)
@@ -316,8 +305,8 @@ class Embedder:
         require_finite("features", rows)
         return rows
 
-    def _calls(self, function: Callable, blocks: Iterator[Any]) -> Iterator[tuple[Any, int]]:
-        """Answers for blocks of any number of rows up to the batch, and that number."""
+    def _calls(self, function: Callable, blocks: Iterator[Any]) -> Calls:
+        """Calls with blocks of any number of rows up to the batch, and that number."""
         for block in blocks:
             count = len(jax.tree.leaves(block)[0])
 
@@ -327,7 +316,7 @@ class Embedder:
                 array = np.pad(array, fill, mode="edge")
                 return array if self.rows is None else array[list(self.rows)]
 
-            yield function(jax.tree.map(filled, block)), count
+            yield functools.partial(function, jax.tree.map(filled, block)), count
 
 
 def _of_all(

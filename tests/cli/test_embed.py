@@ -428,6 +428,6 @@ def test_help_is_told_at_once():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.endswith("\n[]\n") and "\n    " not in ran.stdout.split("positional")[0]
-    for word in ("`.OUT.parts`", "left_out", "(64)", "(ViT-B-32/openai)", "example:"):
+    for word in ("`.OUT.parts`", "left_out", "(16 on CPU", "(ViT-B-32/openai)", "example:"):
         assert word in ran.stdout
     assert max(map(len, re.split("\n", ran.stdout))) < 100

@@ -79,7 +79,7 @@ def model(monkeypatch):
             text_fn=lambda tokens: tokens.astype(np.float32),
             tokenizer=tokenize,
             prepare=prepare,
-            batch=batch,
+            batch=batch or 16,
         )
         return types.SimpleNamespace(embedder=made)
 

@@ -1,7 +1,9 @@
 import dataclasses
 import pathlib
+import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -9,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from clip_jax.data.sample import Sample
 from clip_jax.eval import metrics
 from clip_jax.eval.cache import Cache
-from clip_jax.eval.encoders import Encoders
+from clip_jax.eval.encoders import Encoders, apart
 from clip_jax.eval.once import Model
 from clip_jax.eval.opened import Opened
 from clip_jax.eval.run_suite import run_suite
@@ -79,6 +81,63 @@ def slow(config, params):
         )
 
     return both
+
+
+def test_blocks_apart_lie_where_they_lay_and_give_the_same(config, params):
+    there = jax.device_put(params, jax.devices()[3])
+    parts = apart(there)
+    for tower in ("image", "text"):
+        stacked, blocks = (p[tower]["stack"]["blocks"] for p in (there, parts))
+        assert len(blocks) == getattr(config, tower).stack.layers > 1
+        for layer, block in enumerate(blocks):
+            for whole, share in zip(*map(jax.tree.leaves, (stacked, block)), strict=True):
+                np.testing.assert_array_equal(share, whole[layer])
+                assert share.devices() == whole.devices()
+                # An array that begins between two lines of the cache is copied.
+                if whole[0].nbytes % 64 == 0:
+                    offset = share.unsafe_buffer_pointer() - whole.unsafe_buffer_pointer()
+                    assert offset == layer * whole[0].nbytes
+    assert parts["logit_scale"] is there["logit_scale"]
+    tokens = tokenize(["a bee", "an ant"])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for method, given in (
+        ("encode_text", tokens),
+        ("encode_image", normalize(jnp.asarray(pixels), Recipe(size=8))),
+    ):
+        run = jax.jit(
+            lambda p, x, method=method: CLIP(config).apply({"params": p}, x, method=method)
+        )
+        np.testing.assert_allclose(run(parts, given), run(there, given), 1e-6, 1e-6)
+
+
+def test_parameters_on_several_devices_stay_as_they_are(params):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    shared = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    assert apart(shared) is shared
+
+
+@pytest.mark.parametrize(("devices", "at_once"), [(1, 2), (8, 1)])
+def test_a_lone_cpu_computes_two_batches_at_once_and_compiles_them_once(bound, devices, at_once):
+    embedder = bound(devices)
+    assert embedder.at_once == at_once
+    seen, traced = [], []
+
+    @jax.jit
+    def look(images):
+        traced.append(images.shape)
+        return images.reshape(len(images), -1)[:, :5] + 1.0
+
+    def image_fn(images):
+        seen.append(threading.get_ident())
+        return look(images)
+
+    pictures = list(np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
+    spied = dataclasses.replace(embedder, image_fn=image_fn, unit=False)
+    first = np.stack(pictures).reshape(40, -1)[:, :5] + 1.0
+    np.testing.assert_array_equal(spied.images(pictures), first)
+    assert len(seen) == 5
+    assert len(traced) == 1
+    assert (threading.get_ident() in seen) == (at_once == 1)
 
 
 def spying(embedder):
