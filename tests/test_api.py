@@ -12,6 +12,7 @@ import clip_jax
 from clip_jax.checkpoint.store import CheckpointError
 from clip_jax.config import read_json, write_json
 from clip_jax.data import Digits
+from clip_jax.eval.encoders import Encoders
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,18 @@ def test_a_run_folder_and_its_newest_checkpoint_are_the_same_model(finished, cli
     assert not np.array_equal(older.params["logit_scale"], clip.params["logit_scale"])
     assert clip.model.cfg == finished.model
     assert clip.tokenizer == finished.tokenizer and clip.preprocess == finished.recipe
+
+
+def test_a_lone_cpu_has_blocks_apart_two_batches_at_once_and_few_pictures_in_each(
+    finished, monkeypatch
+):
+    bound, bind = [], Encoders.bind
+    monkeypatch.setattr(Encoders, "bind", lambda *given: bound.append(given[1]) or bind(*given))
+    loaded = clip_jax.load(finished.run)
+    assert loaded.batch == loaded.embedder.batch == 16
+    assert loaded.embedder.at_once == 2
+    assert isinstance(bound[0]["image"]["stack"]["blocks"], tuple)
+    assert isinstance(loaded.params["image"]["stack"]["blocks"], dict)
 
 
 def test_paths_bytes_pictures_and_arrays_are_encoded_alike(clip, pictures, tmp_path):

@@ -37,9 +37,11 @@ def main(argv: list[str]) -> None:
     with EmbeddingBar(said) as progress:
         embedder = dataclasses.replace(clip.embedder, progress=progress)
         # No larger than needed: a batch is always filled. Words first: they fail at once.
-        words = dataclasses.replace(embedder, batch=min(64, len(classes) * len(templates)))
+        words = dataclasses.replace(embedder, batch=min(clip.batch, len(classes) * len(templates)))
         weights = zero_shot.classifier(words.texts, classes, templates)
-        embedder = dataclasses.replace(embedder, batch=min(options.batch, len(images)))
+        embedder = dataclasses.replace(
+            embedder, batch=min(options.batch or clip.batch, len(images))
+        )
         found = embedder.source(images)
     for message in found.skipped:
         print(f"left out: {message}", file=sys.stderr)
@@ -88,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "--top", type=int, default=5, metavar="N", help="classes shown for each image (5)"
     )
     made.add_argument(
-        "--batch", type=int, default=32, metavar="N", help="images per call of the model (32)"
+        "--batch", type=int, metavar="N", help="images per call of the model (16 on CPU, else 64)"
     )
     made.add_argument(
         "--json", action="store_true", help="an object a line for each image, with all classes"
@@ -115,7 +117,7 @@ def _classes(options: argparse.Namespace) -> list[str]:
             "least two: write 'cat,dog'"
         )
     for name in ("top", "batch"):
-        if (value := getattr(options, name)) < 1:
+        if (value := getattr(options, name)) is not None and value < 1:
             faults.append(f"--{name} starts at 1, got {value}")
     if faults:
         raise ValueError("; ".join(faults))

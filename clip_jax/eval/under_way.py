@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 
 Calls = Iterator[tuple[Callable[[], Any], int]]
@@ -35,8 +36,9 @@ def answered(calls: Calls, at_once: int) -> Iterator[tuple[np.ndarray, int]]:
     """What calls give, on the host.
 
     Args:
-      at_once: how many are computed at the same time. With 1, each is fetched while the next is
-        computed, so that a device need not wait for the host.
+      at_once: how many are computed at the same time, each asked for by a thread of its own,
+        where of the caller's JAX contexts only the precision of products holds. With 1, each is
+        fetched while the next is computed, so that a device need not wait for the host.
     """
     return _one_by_one(calls) if at_once == 1 else _at_once(calls, at_once)
 
@@ -49,11 +51,12 @@ def _one_by_one(calls: Calls) -> Iterator[tuple[np.ndarray, int]]:
 
 def _at_once(calls: Calls, at_once: int) -> Iterator[tuple[np.ndarray, int]]:
     """A CPU computes in turn what one thread asks for, so that each call has its own."""
-    asking = threading.Lock()
+    asking, precision = threading.Lock(), jax.config.jax_default_matmul_precision
 
     def fetch(asked: tuple[Callable[[], Any], int]) -> tuple[np.ndarray, int]:
         call, count = asked
-        with asking:  # Or each thread would compile the same.
+        # One at a time, or each would compile the same; as the caller's thread would compile it.
+        with asking, jax.default_matmul_precision(precision):
             rows = call()
         return np.asarray(rows), count
 

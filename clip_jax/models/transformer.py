@@ -22,8 +22,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Each x times Phi(x), the normal distribution (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
-    By erf as in PyTorch, not by erfc as in JAX, which takes 2.5 times as long on CPU and is more
-    exact only below -2, where the result is next to nothing.
+    By erf as in PyTorch: 1e-6 less exact than by erfc as in JAX, in 0.4 of its time on CPU.
     """
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
@@ -42,8 +41,13 @@ def _keeping_input(function: Callable[[Array], Array]) -> Callable[[Array], Arra
     def plain(x: Array) -> Array:
         return function(x.astype(jnp.float32)).astype(x.dtype)
 
+    def pull(x: Array, slope: Array) -> tuple[Array]:
+        # Or the compiler would find that the forward pass has made the factors, and keep them.
+        again = jax.lax.optimization_barrier(x)
+        return jax.vjp(plain, again)[1](slope)
+
     kept = jax.custom_vjp(plain)
-    kept.defvjp(lambda x: (plain(x), x), lambda x, slope: jax.vjp(plain, x)[1](slope))
+    kept.defvjp(lambda x: (plain(x), x), pull)
     return kept
 
 
@@ -209,10 +213,12 @@ class Stack(nn.Module):
         """All blocks in a loop or side by side; the last one by itself if it computes `ends`."""
         layers, unroll = self.cfg.layers, self.cfg.unroll
         run, stacked = self._block(), self.variables["params"]["blocks"]
+        apart = None
         if isinstance(stacked, tuple):
-            run = jax.jit(run)  # Traced once for all blocks but the last.
-        if isinstance(stacked, tuple) or unroll >= layers:
-            apart = stacked if isinstance(stacked, tuple) else unstacked(stacked, jnp.unstack)
+            run, apart = jax.jit(run), stacked  # Traced once for all blocks but the last.
+        elif unroll >= layers:
+            apart = unstacked(stacked, jnp.unstack)
+        if apart is not None:
             for layer, params in enumerate(apart):
                 chosen = ends if layer == layers - 1 else None
                 x = run(params, x, mask, draws and draws.fold(layer), chosen)

@@ -11,8 +11,8 @@ import pytest
 
 from clip_jax.api import Clip
 from clip_jax.cli import eval as eval_command
-from clip_jax.cli import suites
 from clip_jax.eval import outcome
+from clip_jax.eval.encoders import Encoders, usual_batch
 from clip_jax.eval.run_suite import run_suite
 from clip_jax.models.clip import CLIP, init_params
 from clip_jax.preprocess.recipe import Recipe
@@ -134,9 +134,13 @@ def test_one_device_and_eight_give_the_same_figures(command, loaded, root, tmp_p
     assert command(*args, "--batch", 16, "--out", "eight") == 0
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
     assert command(*args, "--out", "three") == 0
-    assert loaded[-1] == ("model", 3 * -(-suites.BATCH // 3))  # The default, in equal parts.
+    assert loaded[-1] == ("model", 3 * -(-usual_batch() // 3))  # The default, in equal parts.
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    bound, bind = [], Encoders.bind
+    monkeypatch.setattr(Encoders, "bind", lambda *given: bound.append(given[1]) or bind(*given))
     assert command(*args, "--batch", 5, "--out", "one") == 0
+    (params,) = bound
+    assert isinstance(params["text"]["stack"]["blocks"], tuple)
     one, eight = (json.loads((tmp_path / n / "eval.json").read_text()) for n in ("one", "eight"))
     assert one == pytest.approx(eight, abs=1e-6)
     for key in ("mnist", "flickr8k"):
