@@ -121,7 +121,7 @@ class Encoders:
         return tokens[:, : min((n for n in SHORT if n >= needed), default=tokens.shape[1])]
 
 
-def _lone_cpu(params: Any) -> jax.Device | None:
+def _lone_cpu(params: Any) -> Any | None:
     """The device on which all parameters lie, if it is a CPU."""
     arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
     devices = {device for array in arrays for device in array.devices()}

@@ -51,7 +51,8 @@ def _one_by_one(calls: Calls) -> Iterator[tuple[np.ndarray, int]]:
 
 def _at_once(calls: Calls, at_once: int) -> Iterator[tuple[np.ndarray, int]]:
     """A CPU computes in turn what one thread asks for, so that each call has its own."""
-    asking, precision = threading.Lock(), jax.config.jax_default_matmul_precision
+    config: Any = jax.config  # Its attributes are made as JAX starts.
+    asking, precision = threading.Lock(), config.jax_default_matmul_precision
 
     def fetch(asked: tuple[Callable[[], Any], int]) -> tuple[np.ndarray, int]:
         call, count = asked
