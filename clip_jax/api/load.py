@@ -15,7 +15,6 @@ from clip_jax.api.save import interpolate
 from clip_jax.checkpoint.start import checkpoint_folder, is_run, saved_config
 from clip_jax.checkpoint.store import load_params
 from clip_jax.config import from_data
-from clip_jax.eval.encoders import usual_batch
 from clip_jax.models.axes import logical_axes
 from clip_jax.models.clip import CLIP, ClipConfig, param_shapes
 from clip_jax.preprocess.recipe import RecipeConfig
@@ -65,20 +64,19 @@ def load(
       FileNotFoundError, ValueError, CheckpointError: no such file or name (the nearest are given),
         a damaged or refused file, arrays missing, unexpected or of another shape (all are listed).
     """
-    batch = usual_batch() if batch is None else batch
     place = _placer(sharding)
     if not isinstance(path, os.PathLike) and path.startswith("~"):
         path = Path(path).expanduser()
     if is_run(path):
         if model is not None or revision is not None:
             raise ValueError(f"{path} is a run, which tells its own model: no model=, no revision=")
-        clip = _from_run(path, batch, dtype, place)
-        clip = dataclasses.replace(clip, tokenizer=tokenizer or clip.tokenizer)
+        clip = _from_run(path, tokenizer, dtype, place)
         wanted = clip.model.cfg
     else:
         stored, row = open_named(path, model, revision)
-        clip = _from_published(stored, row, tokenizer, batch, dtype, place)
+        clip = _from_published(stored, row, tokenizer, dtype, place)
         wanted = stored.wanted
+    clip = clip if batch is None else dataclasses.replace(clip, batch=batch)
     if image_size is None and wanted.image != clip.model.cfg.image:
         image_size = wanted.image.image_size
     length = wanted.text.context_length if context_length is None else context_length
@@ -115,17 +113,17 @@ def abstract_params(model: ClipConfig, dtype: Dtype | None, place: Place) -> Any
     return tree.map_with_path(leaf, shapes, place(shapes))
 
 
-def _from_run(path: str | os.PathLike[str], batch: int, dtype: Dtype | None, place: Place) -> Clip:
+def _from_run(
+    path: str | os.PathLike[str], tokenizer: Tokenizer | None, dtype: Dtype | None, place: Place
+) -> Clip:
     folder = checkpoint_folder(path)
     config = saved_config(folder)
     model = _computing_in(from_data(ClipConfig, config["model"], "model"), dtype)
-    tokenizer = from_data(TokenizerConfig, config["tokenizer"], "tokenizer")
-    tokenizer = storage.found_again(tokenizer, folder.parent.parent)
+    own = from_data(TokenizerConfig, config["tokenizer"], "tokenizer")
+    own = storage.found_again(own, folder.parent.parent)
     recipe = from_data(RecipeConfig, config["recipe"], "recipe")
     params = load_params(folder, abstract_params(model, dtype, place))
-    return Clip(
-        model=CLIP(model), params=params, tokenizer=tokenizer, preprocess=recipe, batch=batch
-    )
+    return Clip(model=CLIP(model), params=params, tokenizer=tokenizer or own, preprocess=recipe)
 
 
 def _computing_in(model: ClipConfig, dtype: Dtype | None) -> ClipConfig:
@@ -136,7 +134,6 @@ def _from_published(
     stored: formats.Stored,
     row: Published | None,
     tokenizer: Tokenizer | None,
-    batch: int,
     dtype: Dtype | None,
     place: Place,
 ) -> Clip:
@@ -146,5 +143,4 @@ def _from_published(
         params=read_params(stored, abstract_params(config, dtype, place)),
         tokenizer=tokenizer or choose_tokenizer(stored, row),
         preprocess=choose_recipe(stored, row),
-        batch=batch,
     )

@@ -177,6 +177,7 @@ class Fetch:
 class Stack(nn.Module):
     """`layers` blocks whose parameters share arrays with a leading axis of that length.
 
+    It takes them as a tuple, too, with a tree for each block (`eval.encoders.apart`).
     Returns the tokens that `ends` chooses (see `take_tokens`), or all. Of what is not chosen the
     last block computes no more than keys and values: less work by 1 / (1.2 * layers). Dropout is
     on exactly when the caller hands in `draws`, which are of all tokens.
